@@ -1,0 +1,3 @@
+//! The `fastpaca` binary.
+
+fn main() {}
