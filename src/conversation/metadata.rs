@@ -1,0 +1,108 @@
+//! A conversation's metadata: a JSON object kept as the bytes received. Merging keeps the bytes of every value.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Deserializer as _;
+use serde::de::{MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::reply::Refusal;
+use super::state::MAX_METADATA_BYTES;
+
+/// The bytes to keep, of their own, if they are an object of bearable size.
+pub(super) fn checked(metadata: &Bytes) -> Result<Bytes, Refusal> {
+    members(metadata)?;
+    sized(metadata.to_vec())
+}
+
+/// Whether two JSON values are the same whatever their spelling and order of members.
+pub(super) fn equal(a: &[u8], b: &[u8]) -> bool {
+    // A number beyond f64 has no `Value`: such texts are equal only byte for byte.
+    let value = |json| serde_json::from_slice::<Value>(json).ok();
+    a == b || value(a).is_some_and(|a| Some(a) == value(b))
+}
+
+/// `metadata` with the members of `patch` put in place and those that are `null` removed; `None` if that is no change.
+pub(super) fn merged(metadata: &[u8], patch: &[u8]) -> Result<Option<Bytes>, Refusal> {
+    let mut result = members(metadata)?;
+    let mut changed = false;
+    for (key, new) in members(patch)? {
+        let at = result.iter().position(|(known, _)| *known == key);
+        match (at, new) {
+            (Some(at), "null") => {
+                result.remove(at);
+                changed = true;
+            }
+            (Some(at), new) if !equal(result[at].1.as_bytes(), new.as_bytes()) => {
+                result[at].1 = new;
+                changed = true;
+            }
+            (None, new) if new != "null" => {
+                result.push((key, new));
+                changed = true;
+            }
+            _ => {}
+        }
+    }
+    if changed { sized(written(&result)).map(Some) } else { Ok(None) }
+}
+
+type Member<'a> = (Cow<'a, str>, &'a str);
+
+fn written(members: &[Member<'_>]) -> Vec<u8> {
+    let mut out = String::from("{");
+    for (index, (key, value)) in members.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(&Value::from(&**key).to_string());
+        out.push(':');
+        out.push_str(value);
+    }
+    out.push('}');
+    out.into_bytes()
+}
+
+fn sized(metadata: Vec<u8>) -> Result<Bytes, Refusal> {
+    if metadata.len() > MAX_METADATA_BYTES {
+        let message = format!("metadata must not be longer than {MAX_METADATA_BYTES} bytes");
+        return Err(Refusal::InvalidMetadata { message });
+    }
+    Ok(Bytes::from(metadata))
+}
+
+/// The top-level members in order, values as written; the last of duplicate keys counts.
+fn members(object: &[u8]) -> Result<Vec<Member<'_>>, Refusal> {
+    let mut deserializer = serde_json::Deserializer::from_slice(object);
+    let members = deserializer.deserialize_map(Members);
+    members
+        .and_then(|members| deserializer.end().map(|()| members))
+        .map_err(|_| Refusal::InvalidMetadata { message: "metadata must be a JSON object".to_owned() })
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Vec<Member<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        #[derive(serde::Deserialize)]
+        struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+        let mut members: Vec<Member<'de>> = Vec::new();
+        while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+            match members.iter_mut().find(|(known, _)| *known == key) {
+                Some(known) => known.1 = value.get(),
+                None => members.push((key, value.get())),
+            }
+        }
+        Ok(members)
+    }
+}

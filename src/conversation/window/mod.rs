@@ -1,0 +1,137 @@
+//! Windows: which messages, within a token budget, a model is to see. Pure planning; no body is read.
+
+use super::message::Location;
+use super::runs::{History, HistoryError};
+use super::{Conversation, ConversationId};
+
+/// How a window was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WindowQuery {
+    /// In place of the conversation's budget, larger or smaller.
+    pub budget_tokens: Option<u64>,
+    /// The window as it was when this version was current.
+    pub at_version: Option<u64>,
+    /// Also say what was left out and why.
+    pub explain: bool,
+}
+
+/// Why there is no window.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("version {requested} lies in the future (current {current})")]
+    VersionInFuture { requested: u64, current: u64 },
+    #[error(transparent)]
+    History(#[from] HistoryError),
+}
+
+/// A window, in the order a model is to read it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WindowPlan {
+    /// The version the window shows.
+    pub version: u64,
+    /// Tokens of all `messages`; never above the budget in force.
+    pub used_tokens: u64,
+    /// What the policy would keep without the budget exceeds `trigger_ratio` × `token_budget`, or the budget forced
+    /// something out.
+    pub needs_compaction: bool,
+    pub segments: Vec<Segment>,
+    pub messages: Vec<PlannedMessage>,
+    /// Empty unless asked to explain. By position; every seq is in a summary segment, in `messages` or in here.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A stretch of the log that the window shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Segment {
+    /// By the replacement of a compaction.
+    Summary { from_seq: u64, to_seq: u64 },
+    /// By its own messages. Messages that the policy emptied do not interrupt it.
+    Live { from_seq: u64, to_seq: u64 },
+}
+
+/// A message of a window.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlannedMessage {
+    /// The first seq of the summary this message belongs to, or its own.
+    pub seq: u64,
+    /// For a message of a summary, the last seq of the summary.
+    pub to_seq: Option<u64>,
+    pub location: Location,
+    /// After the edit.
+    pub token_count: u32,
+    pub inserted_at_ms: u64,
+    pub edit: Edit,
+}
+
+/// How the stored body becomes the one shown.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Edit {
+    #[default]
+    Whole,
+    /// One entry for each part, in order; see [`render_edited`](super::render_edited).
+    Parts(Box<[PartEdit]>),
+}
+
+/// What becomes of a part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PartEdit {
+    Keep,
+    Drop,
+    /// Replaced by a text that names the tool called.
+    Marker,
+}
+
+/// Consecutive seqs that are not in the window, or not whole, for the same reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeftOut {
+    pub from_seq: u64,
+    pub to_seq: u64,
+    pub reason: Reason,
+}
+
+/// Why something is not in the window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// Older than the newest `limit` messages.
+    OverLimit,
+    /// Older than what fits into the policy's `max_tokens`.
+    OverMaxTokens,
+    /// Older than what fits into the budget.
+    OverBudget,
+    /// Alone, or with the tool calls and results it belongs to, larger than the budget.
+    ExceedsBudget,
+    /// All its parts are of skipped kinds.
+    MessageSkipped,
+    /// Some of its parts are of skipped kinds; the rest is in the window.
+    PartsSkipped,
+    /// A tool result whose call was compacted away.
+    CallCompacted,
+    /// A tool call whose result was compacted away.
+    ResultCompacted,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::OverLimit => "over_limit",
+            Reason::OverMaxTokens => "over_max_tokens",
+            Reason::OverBudget => "over_budget",
+            Reason::ExceedsBudget => "exceeds_budget",
+            Reason::MessageSkipped => "message_skipped",
+            Reason::PartsSkipped => "parts_skipped",
+            Reason::CallCompacted => "call_compacted",
+            Reason::ResultCompacted => "result_compacted",
+        }
+    }
+}
+
+/// Plans the window of a conversation.
+pub fn plan_window(
+    conversation: &Conversation,
+    id: &ConversationId,
+    history: &dyn History,
+    query: &WindowQuery,
+) -> Result<WindowPlan, PlanError> {
+    let _ = (conversation, id, history, query);
+    Err(PlanError::History(HistoryError::Storage("windows are not planned yet".to_owned())))
+}
