@@ -1,12 +1,8 @@
 //! Fastpaca core: a Raft-replicated conversation log server.
 
-pub mod api;
-pub mod config;
 pub mod conversation;
 pub mod journal;
 pub mod metrics;
 pub mod raft;
-pub mod server;
 pub mod shards;
 pub mod store;
-pub mod tokens;

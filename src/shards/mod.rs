@@ -1,170 +1,132 @@
 //! Routing: what the edge calls. Turns a conversation id into its group and serves the request there.
+//!
+//! Guarantees: a write that answers was committed and applied; [`WriteError`] tells "not applied" from "unknown".
+//! Lacks, until nodes have peers: forwarding to a leader elsewhere.
 
-use bytes::Bytes;
+mod list;
+pub mod placement;
+mod read;
+mod types;
 
-use crate::conversation::{ConversationId, Description, LeftOut, Segment, Status};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How fresh a read must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Consistency {
-    /// Reflects every write acknowledged before the read began.
-    #[default]
-    Linearizable,
-    /// Whatever this node has applied, at once.
-    Local,
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+pub use self::read::Watcher;
+pub use self::types::*;
+use crate::conversation::{Action, Command, ConversationId, Reply};
+use crate::raft::{Group, Node, WriteFailure};
+use crate::store::Failure;
+
+/// Bytes of commands proposed and not yet answered; further proposals wait.
+const PROPOSED_BYTES_MAX: usize = 64 << 20;
+
+const STARTING: &str = "the node is recovering its files";
+
+/// The shards of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Shards(Arc<Inner>);
+
+struct Inner {
+    /// Set once recovery is done; the edge serves health before that.
+    node: OnceLock<Arc<Node>>,
+    proposed_bytes: Semaphore,
+    write_timeout: Duration,
+    draining: AtomicBool,
+    failure: Failure,
 }
 
-/// Freshness asked for by one read.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ReadOptions {
-    pub consistency: Consistency,
-    /// Wait (bounded) until this node has applied at least this version.
-    pub min_version: Option<u64>,
+impl Shards {
+    /// Shards that are starting until [`Shards::attach`]. `write_timeout` bounds how long a proposal may stay
+    /// unanswered before its outcome counts as unknown.
+    pub fn new(failure: Failure, write_timeout: Duration) -> Self {
+        Self(Arc::new(Inner {
+            node: OnceLock::new(),
+            proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
+            write_timeout,
+            draining: AtomicBool::new(false),
+            failure,
+        }))
+    }
+
+    /// The node has recovered: serve from it.
+    pub fn attach(&self, node: Arc<Node>) {
+        let _ = self.0.node.set(node);
+    }
+
+    /// Replicates a command and answers once it is applied here.
+    ///
+    /// # Errors
+    /// [`WriteError::UnknownOutcome`] when the command may have been or may yet be applied; all other errors mean
+    /// that it certainly was not.
+    pub async fn propose(&self, id: &ConversationId, action: Action) -> Result<Reply, WriteError> {
+        self.accepts_writes()?;
+        let command = Command { id: id.clone(), now_ms: now_ms(), action }.encode();
+        let weight = command.len().min(PROPOSED_BYTES_MAX) as u32;
+        let _room = self.0.proposed_bytes.acquire_many(weight).await.map_err(|_| WriteError::Draining)?;
+        let group = self.group(id).ok_or_else(|| WriteError::NotApplied(STARTING.into()))?;
+        match timeout(self.0.write_timeout, group.write(command)).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(WriteFailure::NotLeader)) => {
+                Err(WriteError::NotApplied(WriteFailure::NotLeader.to_string()))
+            }
+            Ok(Err(WriteFailure::Unknown(why))) => Err(WriteError::UnknownOutcome(why)),
+            Err(_) => Err(WriteError::UnknownOutcome(format!("no answer within {:?}", self.0.write_timeout))),
+        }
+    }
+
+    /// Stops accepting writes; reads go on.
+    pub fn drain(&self, draining: bool) {
+        self.0.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Whether this node should get traffic.
+    pub fn readiness(&self) -> Readiness {
+        if self.0.failure.is_raised() {
+            return Readiness::Degraded("the node has failed and is stopping".into());
+        }
+        if self.0.draining.load(Ordering::Relaxed) {
+            return Readiness::Draining;
+        }
+        let Some(node) = self.0.node.get() else { return Readiness::Starting(STARTING.into()) };
+        if !node.has_space() {
+            return Readiness::Degraded("no disk space is left for appends".into());
+        }
+        match node.groups.iter().find(|group| !group.is_leader()) {
+            Some(group) => Readiness::Starting(format!("group {} has no leader", group.store.group())),
+            None => Readiness::Ready,
+        }
+    }
+
+    /// How many of the groups hosted here this node leads, and how many it hosts.
+    pub fn leadership(&self) -> (usize, usize) {
+        let Some(node) = self.0.node.get() else { return (0, 0) };
+        let groups = &node.groups;
+        (groups.iter().filter(|group| group.is_leader()).count(), groups.len())
+    }
+
+    fn accepts_writes(&self) -> Result<(), WriteError> {
+        if self.0.draining.load(Ordering::Relaxed) {
+            return Err(WriteError::Draining);
+        }
+        if self.0.failure.is_raised() {
+            return Err(WriteError::NotApplied("the node has failed and is stopping".into()));
+        }
+        if self.0.node.get().is_some_and(|node| !node.has_space()) {
+            return Err(WriteError::Full);
+        }
+        Ok(())
+    }
+
+    fn group(&self, id: &ConversationId) -> Option<&Group> {
+        Some(&self.0.node.get()?.groups[usize::from(placement::group_of(id))])
+    }
 }
 
-/// Why a write has no business reply.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// Certainly not applied; safe to retry.
-    #[error("{0}")]
-    NotApplied(String),
-    /// May have been applied, now or later.
-    #[error("{0}")]
-    UnknownOutcome(String),
-    /// The node is shutting down; not applied.
-    #[error("the node is draining")]
-    Draining,
-    /// No disk space is left for data; not applied.
-    #[error("no disk space is left for appends")]
-    Full,
-}
-
-/// Why a read has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("{0}")]
-    Unavailable(String),
-    #[error("version {requested} lies in the future (current {current})")]
-    VersionInFuture { requested: u64, current: u64 },
-    #[error("{0}")]
-    InvalidQuery(String),
-    /// Damaged or unreadable data; the text is for the log, not for the client.
-    #[error("{0}")]
-    Internal(String),
-}
-
-/// A window ready to be written out.
-#[derive(Debug, Clone)]
-pub struct Window {
-    pub version: u64,
-    pub used_tokens: u64,
-    pub needs_compaction: bool,
-    pub segments: Vec<Segment>,
-    pub messages: Vec<WindowMessage>,
-    /// Present when the query asked to explain.
-    pub left_out: Vec<LeftOut>,
-}
-
-/// One message of a window; `body` is the members of a JSON object without braces.
-#[derive(Debug, Clone)]
-pub struct WindowMessage {
-    pub seq: u64,
-    /// Set for the messages of a summary: the last seq the summary covers.
-    pub to_seq: Option<u64>,
-    pub body: Bytes,
-    pub token_count: u32,
-    pub inserted_at_ms: u64,
-}
-
-/// One event of the log; `body` is the members of a JSON object without braces.
-#[derive(Debug, Clone)]
-pub struct StoredEvent {
-    pub seq: u64,
-    pub body: Bytes,
-    pub token_count: u32,
-    pub inserted_at_ms: u64,
-}
-
-/// Order of a page of events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Order {
-    #[default]
-    Ascending,
-    Descending,
-}
-
-/// A page of the log, as asked for.
-#[derive(Debug, Clone, Default)]
-pub struct EventsQuery {
-    /// Inclusive; negative counts from the end (-100 = the last 100).
-    pub from_seq: Option<i64>,
-    /// Inclusive.
-    pub to_seq: Option<u64>,
-    /// Exclusive lower bound (ascending) or upper bound (descending).
-    pub cursor: Option<u64>,
-    pub order: Order,
-    /// Newest page first: skip this many newest events, answer in chronological order.
-    pub tail_offset: Option<u64>,
-    /// At most this many events ...
-    pub limit: usize,
-    /// ... and about this many bytes of bodies (at least one event).
-    pub limit_bytes: usize,
-}
-
-/// A page of the log.
-#[derive(Debug, Clone)]
-pub struct EventPage {
-    pub events: Vec<StoredEvent>,
-    pub has_more: bool,
-    pub version: u64,
-    pub last_seq: u64,
-    pub status: Status,
-}
-
-/// One version of a conversation, as a stream delivers it.
-#[derive(Debug, Clone)]
-pub enum Change {
-    Event { version: u64, event: StoredEvent },
-    Compaction { version: u64, from_seq: u64, to_seq: u64 },
-    /// Settings or metadata changed; streams show it as a `window` frame.
-    Settings { version: u64 },
-    Tombstoned { version: u64 },
-}
-
-/// Consecutive changes after a version.
-#[derive(Debug, Clone)]
-pub struct ChangePage {
-    pub changes: Vec<Change>,
-    /// The conversation's version when the page was read.
-    pub version: u64,
-    pub status: Status,
-}
-
-/// Which conversations to list.
-#[derive(Debug, Clone, Default)]
-pub struct ListQuery {
-    pub prefix: Option<String>,
-    pub status: Option<Status>,
-    /// Top-level metadata keys that must equal these values (strings compare as text, others as JSON text).
-    pub metadata: Vec<(String, String)>,
-    pub limit: usize,
-    /// Continue after this id.
-    pub cursor: Option<String>,
-}
-
-/// A page of the listing in id order.
-#[derive(Debug, Clone, Default)]
-pub struct ListPage {
-    pub conversations: Vec<(ConversationId, Description)>,
-    /// Set while more may follow, also on an empty page.
-    pub next_cursor: Option<String>,
-}
-
-/// Whether this node should get traffic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Readiness {
-    Ready,
-    Starting(String),
-    Draining,
-    Degraded(String),
+/// Milliseconds since the Unix epoch; the one clock that commands are stamped with.
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,1 +1,171 @@
-//! To be written.
+//! Conversation state on this node: records in memory, over an index that the journal can rebuild.
+//!
+//! The journal is the only truth. The index (sled) holds small records and where message bytes lie; deleting it
+//! loses nothing. Apply never waits for it, except to load a record that is not in memory.
+
+mod fresh;
+mod group;
+mod index;
+mod keys;
+mod meta;
+mod records;
+mod transfer;
+mod value;
+mod verify;
+
+use std::io;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use tokio_util::sync::CancellationToken;
+
+pub use self::group::{Applied, GroupStore};
+pub use self::index::{Batch, Index, IndexError, Records, SledIndex};
+pub(crate) use self::transfer::Block;
+use crate::conversation::{ConversationId, EventRun, HistoryError, Location};
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+
+/// What can go wrong here. None of it is a client's fault, and none of it may be served over.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error("history of a conversation: {0}")]
+    History(#[from] HistoryError),
+    #[error("group {group}: the index holds {found} records where {expected} were written")]
+    Disagrees { group: u16, expected: u64, found: u64 },
+    #[error("group {group}: the command at log index {index} does not decode: {reason}")]
+    Command { group: u16, index: u64, reason: String },
+    #[error("message bytes at segment {segment}, offset {offset} are damaged")]
+    Damaged { segment: u32, offset: u32 },
+    #[error("group {group} is being replaced by a snapshot")]
+    Installing { group: u16 },
+    #[error("group {group}: a block of a snapshot is malformed")]
+    Block { group: u16 },
+    #[error("reading the journal: {0}")]
+    Journal(#[from] io::Error),
+}
+
+impl StoreError {
+    /// The index is wrong, and rebuilding it from the journal is the way out.
+    pub(crate) fn wants_rebuild(&self) -> bool {
+        matches!(self, Self::Index(_) | Self::History(_) | Self::Disagrees { .. })
+    }
+}
+
+/// Raised once when the node must not go on: damaged state, a broken journal. The process then ends, non-zero.
+#[derive(Clone, Default)]
+pub struct Failure {
+    raised: CancellationToken,
+    first: Arc<OnceLock<FailureReason>>,
+}
+
+/// Why the node must stop.
+#[derive(Debug, Clone)]
+pub struct FailureReason {
+    pub text: String,
+    /// The next start must rebuild the index.
+    pub rebuild_index: bool,
+}
+
+impl Failure {
+    /// Raises it; only the first reason counts.
+    pub fn raise(&self, text: String, rebuild_index: bool) {
+        tracing::error!(event = "node_failure", reason = %text, rebuild_index);
+        let _ = self.first.set(FailureReason { text, rebuild_index });
+        self.raised.cancel();
+    }
+
+    pub(crate) fn store(&self, error: &StoreError) {
+        self.raise(error.to_string(), error.wants_rebuild());
+    }
+
+    /// Resolves when it was raised.
+    pub async fn raised(&self) -> FailureReason {
+        self.raised.cancelled().await;
+        self.first.get().cloned().unwrap_or(FailureReason { text: String::new(), rebuild_index: false })
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.raised.is_cancelled()
+    }
+}
+
+/// Bounds of the store's memory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheSizes {
+    /// Conversation records that are not waiting for a checkpoint.
+    pub records: usize,
+    /// Message bodies and sealed runs.
+    pub messages: usize,
+}
+
+/// What all groups of a node share.
+pub(crate) struct Shared {
+    pub(crate) index: Arc<dyn Index>,
+    journal: OnceLock<Journal>,
+    pub(crate) metrics: Metrics,
+    pub(crate) bodies: Cache<(u32, u32), Bytes, BodyWeight>,
+    pub(crate) event_runs: Cache<(ConversationId, u64), Arc<EventRun>, RunWeight>,
+    /// Bytes of conversation records in memory, dirty and clean.
+    pub(crate) record_bytes: AtomicUsize,
+    pub(crate) record_cache_bytes: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(index: Arc<dyn Index>, metrics: Metrics, sizes: CacheSizes) -> Self {
+        let (bodies, runs) = (sizes.messages / 4 * 3, sizes.messages / 4);
+        Self {
+            index,
+            journal: OnceLock::new(),
+            metrics,
+            bodies: Cache::with_weighter(bodies / 1024 + 16, bodies as u64, BodyWeight),
+            event_runs: Cache::with_weighter(runs / 8192 + 16, runs as u64, RunWeight),
+            record_bytes: AtomicUsize::new(0),
+            record_cache_bytes: sizes.records,
+        }
+    }
+
+    /// Recovery applies before the journal is open; from here on bodies can be read.
+    pub(crate) fn attach(&self, journal: Journal) {
+        let _ = self.journal.set(journal);
+    }
+
+    /// The bytes of one message, verified against the checksum its location carries.
+    pub(crate) fn body(&self, at: Location) -> Result<Bytes, StoreError> {
+        if let Some(body) = self.bodies.get(&(at.segment, at.offset)) {
+            self.metrics.body_cache_hits.inc();
+            return Ok(body);
+        }
+        self.metrics.body_cache_misses.inc();
+        let journal = self.journal.get().ok_or_else(|| io::Error::other("the journal is not open yet"))?;
+        let body = journal.read(at.segment, at.offset, at.len)?;
+        if crc32c::crc32c(&body) != at.crc {
+            return Err(StoreError::Damaged { segment: at.segment, offset: at.offset });
+        }
+        self.bodies.insert((at.segment, at.offset), body.clone());
+        Ok(body)
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct BodyWeight;
+
+impl Weighter<(u32, u32), Bytes> for BodyWeight {
+    fn weight(&self, _: &(u32, u32), body: &Bytes) -> u64 {
+        body.len() as u64 + 96
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct RunWeight;
+
+impl Weighter<(ConversationId, u64), Arc<EventRun>> for RunWeight {
+    fn weight(&self, _: &(ConversationId, u64), run: &Arc<EventRun>) -> u64 {
+        run.heap_bytes() as u64 + 128
+    }
+}

@@ -1,0 +1,268 @@
+//! The Raft layer on real files: openraft's own storage suite, recovery of a node, and snapshots between nodes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use super::log_store::{GroupLog, LogStore};
+use super::node::{Node, NodeSettings};
+use super::recovery::RecoverySettings;
+use super::snapshot::GroupSnapshot;
+use super::state_machine::StateMachine;
+use super::types::TypeConfig;
+use crate::conversation::{
+    Action, Command, ConversationId, EventRange, Idempotency, NewMessage, PartKind, PartMeta, Reply,
+    RoleKind, ToolRef, plan_events,
+};
+use crate::journal::{Journal, Options, RealDisk, ScanFrom};
+use crate::metrics::Metrics;
+use crate::store::{CacheSizes, Failure, GroupStore, Shared, SledIndex};
+
+const GROUPS: u16 = 4;
+const CACHES: CacheSizes = CacheSizes { records: 1 << 20, messages: 1 << 20 };
+
+fn journal_options() -> Options {
+    let mut options = Options::new(7);
+    options.segment_bytes = 1 << 20;
+    options.reserve_bytes = 0;
+    options
+}
+
+struct SuiteBuilder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for SuiteBuilder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(&dir.path().join("journal")).unwrap());
+        let (journal, _) =
+            Journal::open(journal_options(), disk, ScanFrom::Beginning, &mut |_| Ok(())).unwrap();
+        let index = SledIndex::open(&dir.path().join("index"), 1 << 20).unwrap();
+        let shared = Arc::new(Shared::new(Arc::new(index), Metrics::new(), CACHES));
+        shared.attach(journal.clone());
+        let store = Arc::new(GroupStore::open(0, shared).unwrap());
+        let log = LogStore::new(0, journal, GroupLog::default());
+        let machine = StateMachine::new(store, log.clone(), Failure::default());
+        Ok((dir, log, machine))
+    }
+}
+
+#[test]
+fn passes_the_storage_suite_of_openraft() {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(Suite::test_all(SuiteBuilder))
+        .unwrap();
+}
+
+async fn start(dir: &Path) -> Node {
+    let settings = NodeSettings {
+        node_id: 7,
+        recovery: RecoverySettings {
+            index_dir: dir.join("index"),
+            index_cache_bytes: 1 << 20,
+            caches: CACHES,
+            groups: GROUPS,
+            boot_id: "this boot".into(),
+        },
+        journal: journal_options(),
+        checkpoint_bytes: u64::MAX,
+        checkpoint_interval: Duration::from_secs(3_600),
+    };
+    let disk = Arc::new(RealDisk::open(&dir.join("journal")).unwrap());
+    Node::start(settings, disk, Metrics::new(), Failure::default()).await.unwrap()
+}
+
+/// Drops a stopped node and waits until its last task let go of the index, whose files are opened again next.
+async fn gone(node: Node) {
+    let index = Arc::downgrade(&node.shared.index);
+    drop(node);
+    while index.strong_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn id(n: usize) -> ConversationId {
+    ConversationId::parse(&format!("conversation-{n}")).unwrap()
+}
+
+fn message(text: &str) -> NewMessage {
+    let part = PartMeta { kind: PartKind::TEXT, tokens: 3, marker_tokens: 0, tool: ToolRef::None };
+    NewMessage {
+        body: Bytes::from(format!(
+            r#""role":"user","parts":[{{"type":"text","text":"{text}"}}],"metadata":{{}}"#
+        )),
+        token_count: 7,
+        role: RoleKind::Other,
+        parts: vec![part],
+    }
+}
+
+fn put() -> Action {
+    Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None }
+}
+
+fn append(texts: &[String], key: Option<u8>) -> Action {
+    Action::Append {
+        messages: texts.iter().map(|text| message(text)).collect(),
+        idempotency: key.map(|key| Idempotency { key: [key; 16], body: [key; 16] }),
+        if_version: None,
+    }
+}
+
+fn compact(text: &str) -> Action {
+    Action::Compact {
+        range: crate::conversation::CompactRange { from: Some(1), to: Some(2) },
+        replacement: vec![message(text)],
+        if_version: None,
+    }
+}
+
+/// Writes to conversation `n`, which lives in group `n % GROUPS`.
+async fn write(node: &Node, n: usize, action: Action) -> Reply {
+    let command = Command { id: id(n), now_ms: 1_000, action };
+    node.groups[n % usize::from(GROUPS)].write(command.encode()).await.unwrap()
+}
+
+/// Everything a client could see of a conversation, as text.
+fn dump(store: &GroupStore, n: usize) -> String {
+    let id = id(n);
+    let seen = store.read(&id, |c, history| {
+        let range = EventRange {
+            from_seq: 1,
+            to_seq: u64::MAX,
+            newest_first: false,
+            limit: usize::MAX,
+            limit_bytes: u64::MAX,
+        };
+        let events = plan_events(c, &id, history, &range).unwrap();
+        let query = crate::conversation::WindowQuery { budget_tokens: None, at_version: None, explain: true };
+        let window = crate::conversation::plan_window(c, &id, history, &query).unwrap();
+        let window: Vec<_> = window.messages.iter().map(|m| (m.seq, m.to_seq, m.token_count)).collect();
+        (format!("{:?} {window:?}", c.describe()), events)
+    });
+    let Some((text, events)) = seen.unwrap() else { return "absent".into() };
+    let locations: Vec<_> = events.iter().map(|event| event.location).collect();
+    let bodies = store.bodies(&locations).unwrap();
+    let events: Vec<_> = events.iter().zip(bodies).map(|(e, body)| (e.seq, e.inserted_at_ms, body)).collect();
+    format!("{text} {events:?}")
+}
+
+fn dump_all(node: &Node, conversations: usize) -> Vec<String> {
+    (0..conversations).map(|n| dump(&node.groups[n % usize::from(GROUPS)].store, n)).collect()
+}
+
+/// Conversations with sealed runs, keys, a summary and a tombstone.
+async fn fill(node: &Node, from: usize, to: usize) {
+    for n in from..to {
+        write(node, n, put()).await;
+        let texts: Vec<String> = (0..150).map(|i| format!("message {n}.{i}")).collect();
+        write(node, n, append(&texts, Some(1))).await;
+        write(node, n, compact("summary")).await;
+        write(node, n, append(&texts[..n % 5 + 1], Some(2))).await;
+    }
+    write(node, from, Action::Tombstone).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_recovers_with_and_without_its_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    fill(&node, 0, 6).await;
+    node.checkpoint().await;
+    fill(&node, 6, 12).await;
+    let before = dump_all(&node, 13);
+    assert_eq!(before[12], "absent");
+    // Not a shutdown: everything after the checkpoint is only in the journal.
+    node.stop_without_checkpoint().await;
+    gone(node).await;
+
+    let node = start(dir.path()).await;
+    assert_eq!(dump_all(&node, 13), before);
+    let again =
+        write(&node, 7, append(&(0..150).map(|i| format!("message 7.{i}")).collect::<Vec<_>>(), Some(1)))
+            .await;
+    assert!(matches!(again, Reply::Appended { first_seq: 1, last_seq: 150, deduped: true, .. }), "{again:?}");
+    node.shutdown().await;
+    gone(node).await;
+
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let node = start(dir.path()).await;
+    assert_eq!(dump_all(&node, 13), before);
+    node.shutdown().await;
+    gone(node).await;
+
+    let node = start(dir.path()).await;
+    assert_eq!(dump_all(&node, 13), before);
+    for group in node.groups.iter() {
+        group.store.ensure_verified().unwrap();
+    }
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_rebuilds_a_group_on_an_empty_node() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = start(from.path()).await;
+    fill(&source, 0, 8).await;
+    source.checkpoint().await;
+    let target = start(to.path()).await;
+    for group in 0..usize::from(GROUPS) {
+        let snapshot = source.groups[group].raft.get_snapshot().await.unwrap().unwrap();
+        let group = &target.groups[group];
+        let machine = StateMachine::new(group.store.clone(), group.log.clone(), Failure::default());
+        machine.install(&snapshot.meta, snapshot.snapshot).await.unwrap();
+        group.store.ensure_verified().unwrap();
+    }
+    let expected = dump_all(&source, 9);
+    assert_eq!(dump_all(&target, 9), expected);
+
+    // The installed state is in the journal: it survives without checkpoint and without index.
+    target.stop_without_checkpoint().await;
+    gone(target).await;
+    std::fs::remove_dir_all(to.path().join("index")).unwrap();
+    let disk = Arc::new(RealDisk::open(&to.path().join("journal")).unwrap());
+    let recovery = RecoverySettings {
+        index_dir: to.path().join("index"),
+        index_cache_bytes: 1 << 20,
+        caches: CACHES,
+        groups: GROUPS,
+        boot_id: "this boot".into(),
+    };
+    let disk: Arc<dyn crate::journal::Disk> = disk;
+    let recovered = super::recovery::recover(&recovery, &journal_options(), &disk, &Metrics::new()).unwrap();
+    let seen: Vec<String> = (0..9).map(|n| dump(&recovered.stores[n % usize::from(GROUPS)], n)).collect();
+    assert_eq!(seen, expected);
+    recovered.journal.shutdown();
+    source.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lying_snapshot_is_refused() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (start(from.path()).await, start(to.path()).await);
+    fill(&source, 0, 1).await;
+    source.checkpoint().await;
+    let mut blocks = Vec::new();
+    let collect = |block: crate::store::Block| {
+        blocks.push(block.encode());
+        Ok(())
+    };
+    let GroupSnapshot(store) = source.groups[0].raft.get_snapshot().await.unwrap().unwrap().snapshot;
+    let mut collect = collect;
+    store.export(&mut collect).unwrap();
+    blocks.remove(0);
+    let place = crate::conversation::FrameLocation { segment: 0, offset: 0 };
+    let mut damaged = blocks.into_iter().map(|block| Ok((place, block)));
+    let (at, membership) = store.persisted_state();
+    let refused = target.groups[0].store.install(at.unwrap(), membership, &mut damaged);
+    assert!(refused.is_err());
+    source.shutdown().await;
+    target.shutdown().await;
+}

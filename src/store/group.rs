@@ -1,0 +1,410 @@
+//! The state of one group: conversations in memory over the index.
+//!
+//! Apply and reads work on memory; what is not there is loaded from the index. Records changed since the last
+//! checkpoint are dirty and stay in memory until [`GroupStore::checkpoint`] has written them. Clean records are a
+//! cache. Message bodies are never here: records hold where they lie in the journal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+
+use super::fresh::{Fresh, Outside};
+use super::index::IndexError;
+use super::meta::Meta;
+use super::records::{self, Tally, Writer};
+use super::{Shared, StoreError, keys};
+use crate::conversation::{
+    Action, Command, Conversation, ConversationId, FrameLocation, History, Location, Reply,
+};
+
+/// Position in a group's Raft log, as the store keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Applied {
+    pub term: u64,
+    pub leader: u64,
+    pub index: u64,
+}
+
+/// One group's conversations on this node.
+pub struct GroupStore {
+    pub(super) group: u16,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inner: Mutex<Inner>,
+    /// Held by whoever writes the group's part of the index, or must see it unchanging.
+    pub(super) index_lock: Mutex<()>,
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    pub(super) applied: Option<Applied>,
+    /// Opaque to the store; the Raft layer's encoding.
+    pub(super) membership: Bytes,
+    pub(super) live: HashMap<ConversationId, Live>,
+    pub(super) fresh: Fresh,
+    /// What a running checkpoint is writing; still read from here until it is in the index.
+    pub(super) writing: Option<Arc<Fresh>>,
+    watchers: HashMap<ConversationId, watch::Sender<u64>>,
+    /// What the index holds.
+    pub(super) persisted: Option<Applied>,
+    pub(super) persisted_membership: Bytes,
+    pub(super) tally: Tally,
+    /// Applied or membership moved since the last checkpoint, maybe without touching a conversation.
+    pub(super) meta_dirty: bool,
+    pub(super) verified: bool,
+    /// A snapshot is replacing everything; nothing can be read until it has.
+    pub(super) installing: bool,
+    loads_since_sweep: usize,
+}
+
+pub(super) struct Live {
+    pub(super) conversation: Conversation,
+    pub(super) dirty: bool,
+    /// Being written by a checkpoint: not dirty, but the index does not have it yet.
+    pub(super) writing: bool,
+    /// Used since the last sweep.
+    touched: bool,
+    bytes: usize,
+}
+
+impl GroupStore {
+    /// Opens the group over what the index has of it.
+    pub(crate) fn open(group: u16, shared: Arc<Shared>) -> Result<Self, StoreError> {
+        let mut inner = Inner::default();
+        match records::load(&*shared.index, &keys::meta(group))? {
+            Some(bytes) => {
+                let meta = Meta::decode(&bytes).ok_or(IndexError::Corrupt {
+                    key: format!("meta of group {group}"),
+                    reason: "undecodable",
+                })?;
+                inner.applied = meta.applied;
+                inner.persisted = meta.applied;
+                inner.persisted_membership = meta.membership.clone();
+                inner.membership = meta.membership;
+                inner.tally = meta.tally;
+            }
+            None => inner.verified = true,
+        }
+        Ok(Self { group, shared, inner: Mutex::new(inner), index_lock: Mutex::new(()) })
+    }
+
+    pub fn group(&self) -> u16 {
+        self.group
+    }
+
+    /// The last applied position and the membership bytes noted with it.
+    pub(crate) fn applied(&self) -> (Option<Applied>, Bytes) {
+        let inner = self.inner.lock();
+        (inner.applied, inner.membership.clone())
+    }
+
+    /// The applied position that the index holds.
+    pub(crate) fn persisted(&self) -> Option<Applied> {
+        self.inner.lock().persisted
+    }
+
+    /// The applied position that the index holds, and the membership at it.
+    pub(crate) fn persisted_state(&self) -> (Option<Applied>, Bytes) {
+        let inner = self.inner.lock();
+        (inner.persisted, inner.persisted_membership.clone())
+    }
+
+    /// Applies an entry that is no command; `membership` when it carries one.
+    pub(crate) fn note(&self, at: Applied, membership: Option<Bytes>) {
+        let mut inner = self.inner.lock();
+        inner.applied = Some(at);
+        inner.meta_dirty = true;
+        if let Some(membership) = membership {
+            inner.membership = membership;
+        }
+    }
+
+    /// Applies a committed command whose encoding begins at `frame` in the journal. `None` when a snapshot already
+    /// brought its effect.
+    pub(crate) fn apply(
+        &self,
+        at: Applied,
+        encoded: Bytes,
+        frame: FrameLocation,
+    ) -> Result<Option<Reply>, StoreError> {
+        let (command, locations) = Command::decode(encoded, frame).map_err(|e| StoreError::Command {
+            group: self.group,
+            index: at.index,
+            reason: e.to_string(),
+        })?;
+        let mut inner = self.lock_verified_for(&command.id)?;
+        let inner = &mut *inner;
+        let mut live = self.take(inner, &command.id)?;
+        inner.applied = Some(at);
+        inner.meta_dirty = true;
+        if live.as_ref().is_some_and(|live| live.conversation.changed_index() >= at.index) {
+            // A snapshot that was taken while this entry was on its way already holds its effect.
+            inner.put_back(&command.id, live);
+            return Ok(None);
+        }
+        let mut conversation = live.take().map(|live| {
+            self.shared.record_bytes.fetch_sub(live.bytes, Ordering::Relaxed);
+            (live.conversation, live.dirty, live.writing)
+        });
+        let (dirty, writing) = conversation.as_ref().map_or((false, false), |c| (c.1, c.2));
+        let mut state = conversation.take().map(|c| c.0);
+        let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
+        let effects = crate::conversation::apply(&mut state, at.index, &command, &locations, &outside)?;
+        if let Some(state) = state {
+            if effects.changed
+                && let Some(watcher) = inner.watchers.get(&command.id)
+            {
+                watcher.send_replace(state.version());
+            }
+            inner.insert(&self.shared, &command.id, state, dirty || effects.changed, writing);
+        }
+        if effects.changed {
+            self.keep_bodies(&command, &locations);
+        }
+        let reply = inner.fresh.absorb(&command.id, effects);
+        inner.sweep_if_over(&self.shared);
+        Ok(Some(reply))
+    }
+
+    /// Looks at a conversation; `None` when it does not exist.
+    pub(crate) fn read<T>(
+        &self,
+        id: &ConversationId,
+        look: impl FnOnce(&Conversation, &dyn History) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        let mut inner = self.lock_verified_for(id)?;
+        let inner = &mut *inner;
+        let Some(mut live) = self.take(inner, id)? else { return Ok(None) };
+        live.touched = true;
+        let answer = {
+            let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
+            look(&live.conversation, &outside)
+        };
+        inner.put_back(id, Some(live));
+        inner.sweep_if_over(&self.shared);
+        Ok(Some(answer))
+    }
+
+    /// Follows a conversation's version. The value is the newest version applied here, 0 for an unknown one.
+    pub(crate) fn watch(&self, id: &ConversationId) -> Result<watch::Receiver<u64>, StoreError> {
+        let version = self.read(id, |conversation, _| conversation.version())?.unwrap_or(0);
+        let mut inner = self.inner.lock();
+        inner.watchers.retain(|_, sender| sender.receiver_count() > 0);
+        let sender = inner.watchers.entry(id.clone()).or_insert_with(|| watch::Sender::new(version));
+        sender.send_if_modified(|seen| {
+            let newer = version > *seen;
+            *seen = version.max(*seen);
+            newer
+        });
+        Ok(sender.subscribe())
+    }
+
+    /// Conversations whose id is greater than `after` and starts with `prefix`, in id order, at most `limit`.
+    pub(crate) fn ids_after(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ConversationId>, StoreError> {
+        self.ensure_verified()?;
+        let inner = self.inner.lock();
+        let wanted =
+            |id: &ConversationId| id.as_str().starts_with(prefix) && after.is_none_or(|a| id.as_str() > a);
+        let mut ids: Vec<ConversationId> = inner
+            .live
+            .iter()
+            .filter(|(id, live)| (live.dirty || live.writing) && wanted(id))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let from = keys::head_from(self.group, after.map_or(prefix, |a| a.max(prefix)));
+        let mut indexed = 0;
+        for record in self.shared.index.scan(&keys::kind_prefix(self.group, keys::Kind::Head), &from) {
+            let (physical, _) = record?;
+            let id = super::value::split_key(&physical)
+                .filter(|(_, chunk)| *chunk == 0)
+                .and_then(|(key, _)| keys::id_of_head(key));
+            let Some(id) = id else { continue };
+            if !id.as_str().starts_with(prefix) {
+                break;
+            }
+            if wanted(&id) {
+                ids.push(id);
+                indexed += 1;
+            }
+            if indexed == limit {
+                break;
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.truncate(limit);
+        Ok(ids)
+    }
+
+    /// Bytes of messages, from the cache only; `None` when one is missing there.
+    pub(crate) fn cached_bodies(&self, locations: impl Iterator<Item = Location>) -> Option<Vec<Bytes>> {
+        locations.map(|at| self.shared.bodies.get(&(at.segment, at.offset))).collect()
+    }
+
+    /// Bytes of messages, from cache or journal, verified. Does IO.
+    pub(crate) fn bodies(&self, locations: &[Location]) -> Result<Vec<Bytes>, StoreError> {
+        locations.iter().map(|at| self.shared.body(*at)).collect()
+    }
+
+    /// Writes what changed since the last checkpoint to the index, atomically with the applied position.
+    /// Returns false when nothing had changed. The caller syncs the index.
+    pub(crate) fn checkpoint(&self) -> Result<bool, StoreError> {
+        let _index = self.index_lock.lock();
+        let mut inner = self.inner.lock();
+        if !inner.meta_dirty {
+            return Ok(false);
+        }
+        inner.meta_dirty = false;
+        let fresh = Arc::new(std::mem::take(&mut inner.fresh));
+        inner.writing = Some(fresh.clone());
+        let mut heads = Vec::new();
+        for (id, live) in inner.live.iter_mut().filter(|(_, live)| live.dirty) {
+            live.dirty = false;
+            live.writing = true;
+            heads.push((id.clone(), live.conversation.encode()));
+        }
+        let (applied, membership, tally) = (inner.applied, inner.membership.clone(), inner.tally);
+        drop(inner);
+
+        let mut writer = Writer::new(&*self.shared.index, tally);
+        for (id, head) in &heads {
+            writer.put(&keys::head(self.group, id), head)?;
+        }
+        fresh.write(self.group, &mut writer)?;
+        let meta = |tally| Meta { applied, membership: membership.clone(), tally }.encode();
+        let tally = writer.commit(&keys::meta(self.group), meta)?;
+
+        let mut inner = self.inner.lock();
+        inner.tally = tally;
+        inner.persisted = applied;
+        inner.persisted_membership = membership;
+        inner.writing = None;
+        for (id, _) in &heads {
+            if let Some(live) = inner.live.get_mut(id) {
+                live.writing = false;
+            }
+        }
+        inner.sweep(&self.shared);
+        Ok(true)
+    }
+
+    /// A checkpoint of this group alone, durable on return.
+    pub(crate) fn checkpoint_synced(&self) -> Result<(), StoreError> {
+        if self.checkpoint()? {
+            self.shared.index.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Dirty records in memory.
+    pub(crate) fn dirty(&self) -> usize {
+        self.inner.lock().live.values().filter(|live| live.dirty).count()
+    }
+
+    /// Locks the state; when `id` is not in memory and the index is not yet verified, verifies first, so that
+    /// "not found" is never the answer of an index that lost records.
+    fn lock_verified_for(&self, id: &ConversationId) -> Result<MutexGuard<'_, Inner>, StoreError> {
+        let inner = self.inner.lock();
+        if inner.installing {
+            return Err(StoreError::Installing { group: self.group });
+        }
+        if inner.verified || inner.live.contains_key(id) || self.has_head(id)? {
+            return Ok(inner);
+        }
+        drop(inner);
+        self.ensure_verified()?;
+        Ok(self.inner.lock())
+    }
+
+    fn has_head(&self, id: &ConversationId) -> Result<bool, StoreError> {
+        Ok(self.shared.index.get(&super::value::chunk_key(&keys::head(self.group, id), 0))?.is_some())
+    }
+
+    /// Takes a conversation out of memory, loading it first if need be.
+    fn take(&self, inner: &mut Inner, id: &ConversationId) -> Result<Option<Live>, StoreError> {
+        if let Some(live) = inner.live.remove(id) {
+            self.shared.metrics.record_cache_hits.inc();
+            return Ok(Some(live));
+        }
+        self.shared.metrics.record_cache_misses.inc();
+        let key = keys::head(self.group, id);
+        let Some(bytes) = records::load(&*self.shared.index, &key)? else { return Ok(None) };
+        let conversation = Conversation::decode(bytes).map_err(|_| IndexError::Corrupt {
+            key: super::value::printable(&key),
+            reason: "undecodable record",
+        })?;
+        let bytes = conversation.heap_bytes() + id.as_str().len();
+        self.shared.record_bytes.fetch_add(bytes, Ordering::Relaxed);
+        inner.loads_since_sweep += 1;
+        Ok(Some(Live { conversation, dirty: false, writing: false, touched: true, bytes }))
+    }
+
+    /// Newly appended messages are the ones read next.
+    fn keep_bodies(&self, command: &Command, locations: &[Location]) {
+        let (Action::Append { messages, .. } | Action::Compact { replacement: messages, .. }) =
+            &command.action
+        else {
+            return;
+        };
+        for (message, at) in messages.iter().zip(locations) {
+            self.shared.bodies.insert((at.segment, at.offset), message.body.clone());
+        }
+    }
+}
+
+impl Live {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Inner {
+    fn put_back(&mut self, id: &ConversationId, live: Option<Live>) {
+        if let Some(live) = live {
+            self.live.insert(id.clone(), live);
+        }
+    }
+
+    fn insert(
+        &mut self,
+        shared: &Shared,
+        id: &ConversationId,
+        conversation: Conversation,
+        dirty: bool,
+        writing: bool,
+    ) {
+        let bytes = conversation.heap_bytes() + id.as_str().len();
+        shared.record_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.live.insert(id.clone(), Live { conversation, dirty, writing, touched: true, bytes });
+    }
+
+    /// Evicts clean records that were not used since the last sweep, when the node's records are over budget.
+    /// A sweep looks at every record of the group, so it waits for as many loads as would pay for it.
+    fn sweep_if_over(&mut self, shared: &Shared) {
+        if self.loads_since_sweep * 4 >= self.live.len() {
+            self.sweep(shared);
+        }
+    }
+
+    fn sweep(&mut self, shared: &Shared) {
+        if shared.record_bytes.load(Ordering::Relaxed) <= shared.record_cache_bytes {
+            return;
+        }
+        self.loads_since_sweep = 0;
+        self.live.retain(|_, live| {
+            let keep = live.dirty || live.writing || std::mem::take(&mut live.touched);
+            if !keep {
+                shared.record_bytes.fetch_sub(live.bytes, Ordering::Relaxed);
+            }
+            keep
+        });
+    }
+}
