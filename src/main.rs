@@ -1,3 +1,9 @@
-//! The `fastpaca` binary.
+//! The `fastpaca` binary: parses the command line and calls the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    fastpaca::cli::run(fastpaca::cli::Cli::parse())
+}

@@ -1,0 +1,95 @@
+//! The command line: what can be asked of the binary, and what it prints when asked wrongly.
+//!
+//! Exit codes: 0 done, 1 failed, 2 asked wrongly (a bad option or a bad setting), with one line on
+//! standard error. Standard output carries answers only; logs go to standard error.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError, ProcessEnvironment, Settings};
+use crate::{logging, server};
+
+/// Asked wrongly: what `EX_USAGE` is elsewhere, and what clap answers.
+const EXIT_USAGE: u8 = 2;
+
+/// A replicated conversation log: append, window, compact, replay, stream.
+///
+/// Every setting is a FASTPACA_* variable or a key of the file given by --config; the environment wins.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    /// Read settings from this TOML file.
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server (the default).
+    Serve,
+    /// Print the settings in force, where each comes from, with secrets masked.
+    Config {
+        /// Print the commented sample file with every setting instead.
+        #[arg(long)]
+        sample: bool,
+    },
+}
+
+/// Runs what the command line asks for.
+pub fn run(cli: Cli) -> ExitCode {
+    let settings = || Settings::load(cli.config.as_deref(), &ProcessEnvironment);
+    match cli.command {
+        None | Some(Command::Serve) => match settings().and_then(Settings::prepare) {
+            Ok(config) => serve(config),
+            Err(error) => refuse(&error),
+        },
+        Some(Command::Config { sample: true }) => answer(&config::sample()),
+        Some(Command::Config { sample: false }) => match settings() {
+            Ok(settings) => answer(&settings.render()),
+            Err(error) => refuse(&error),
+        },
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    logging::init(&config);
+    server::run(config)
+}
+
+/// A reader that went away (`fastpaca config | head -1`) is no failure.
+fn answer(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn refuse(error: &ConfigError) -> ExitCode {
+    // Nothing is left to be done when standard error is gone as well.
+    let _ = writeln!(io::stderr(), "fastpaca: {error}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_the_default_and_the_file_may_be_named_on_either_side() {
+        assert!(Cli::parse_from(["fastpaca"]).command.is_none());
+        let cli = Cli::parse_from(["fastpaca", "serve", "--config", "a.toml"]);
+        assert_eq!(cli.config, Cli::parse_from(["fastpaca", "--config", "a.toml", "serve"]).config);
+    }
+}

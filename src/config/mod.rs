@@ -1,0 +1,282 @@
+//! Configuration: every setting declared once (in [`settings`]), and what is made of it here.
+//!
+//! A value comes from the environment (`FASTPACA_*`), else from the TOML file given by `--config`, else
+//! from the default. Unknown keys, unknown `FASTPACA_*` variables and bad values are errors that name the
+//! setting, the value and what is accepted, on one line. This is the only place that reads the
+//! environment, and it reads it through [`Environment`], so that tests bring their own.
+//!
+//! Deliberately absent: reloading at run time. A node takes its settings when it starts.
+
+mod estimator;
+mod field;
+mod render;
+mod settings;
+mod source;
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use estimator::{EstimatorError, EstimatorSpec};
+pub use render::{markdown_tables, sample};
+pub use source::{ConfigError, Environment, Origin, ProcessEnvironment};
+
+use settings::SETTINGS;
+
+/// The file in the data directory that keeps a generated node name.
+const NODE_NAME_FILE: &str = "node_name";
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// Plain text, for people.
+    Text,
+}
+
+/// A secret that never shows in logs: `Debug` masks it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The secret itself; for digests and signatures only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything a node can be told. The meaning, default and range of each field is in the settings table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Empty only before [`Settings::prepare`] took it from the data directory.
+    pub node_name: String,
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    /// 0 = one per core.
+    pub worker_threads: usize,
+    pub token_estimator: EstimatorSpec,
+
+    /// Empty = no authentication.
+    pub api_keys: Vec<Secret>,
+    pub metrics_public: bool,
+
+    pub log: String,
+    pub log_format: LogFormat,
+
+    pub stream_max_connections: usize,
+    pub body_max_bytes: u64,
+    pub batch_body_max_bytes: u64,
+    pub max_connections: usize,
+    pub max_connections_per_address: usize,
+    pub max_inflight_requests: usize,
+    /// 0 = no limit.
+    pub rate_limit_per_second: u64,
+    /// 0 = as much as one second allows.
+    pub rate_limit_burst: u64,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub request_timeout: Duration,
+    pub shutdown_timeout: Duration,
+
+    pub segment_bytes: u64,
+    pub disk_reserve_bytes: u64,
+    pub checkpoint_bytes: u64,
+    pub checkpoint_interval: Duration,
+    pub record_cache_bytes: u64,
+    pub message_cache_bytes: u64,
+    pub index_cache_bytes: u64,
+}
+
+impl Config {
+    /// The defaults, before anything was said. Every field is then set from its entry in the table.
+    fn unset() -> Config {
+        Config {
+            node_name: String::new(),
+            data_dir: PathBuf::new(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+            worker_threads: 0,
+            token_estimator: EstimatorSpec::chars(4),
+            api_keys: Vec::new(),
+            metrics_public: true,
+            log: String::new(),
+            log_format: LogFormat::Json,
+            stream_max_connections: 0,
+            body_max_bytes: 0,
+            batch_body_max_bytes: 0,
+            max_connections: 0,
+            max_connections_per_address: 0,
+            max_inflight_requests: 0,
+            rate_limit_per_second: 0,
+            rate_limit_burst: 0,
+            header_timeout: Duration::ZERO,
+            body_timeout: Duration::ZERO,
+            request_timeout: Duration::ZERO,
+            shutdown_timeout: Duration::ZERO,
+            segment_bytes: 0,
+            disk_reserve_bytes: 0,
+            checkpoint_bytes: 0,
+            checkpoint_interval: Duration::ZERO,
+            record_cache_bytes: 0,
+            message_cache_bytes: 0,
+            index_cache_bytes: 0,
+        }
+    }
+
+    /// The defaults, for a node of a test: its data under `data_dir`, a free port of the loopback
+    /// interface, small caches, and token counting by characters (no vocabulary to load).
+    pub fn for_test(data_dir: impl Into<PathBuf>) -> Config {
+        let mut config = defaults();
+        config.node_name = "test".to_owned();
+        config.data_dir = data_dir.into();
+        config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.worker_threads = 2;
+        config.token_estimator = EstimatorSpec::chars(4);
+        config.segment_bytes = 4 << 20;
+        config.disk_reserve_bytes = 1 << 20;
+        config.record_cache_bytes = 8 << 20;
+        config.message_cache_bytes = 8 << 20;
+        config.index_cache_bytes = 8 << 20;
+        config
+    }
+
+    /// Rules that span several settings; the setting named is the one to change.
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &'static str, value: u64, rule: String| {
+            Err(ConfigError::Combination { name: settings::env_name(key), key, value, rule })
+        };
+        if self.batch_body_max_bytes < self.body_max_bytes {
+            let rule = format!("at least body_max_bytes ({})", self.body_max_bytes);
+            return refuse("batch_body_max_bytes", self.batch_body_max_bytes, rule);
+        }
+        // A batch is one frame of the journal, and a frame lies in one segment.
+        if self.segment_bytes < 2 * self.batch_body_max_bytes {
+            let rule = format!("at least twice batch_body_max_bytes ({})", self.batch_body_max_bytes);
+            return refuse("segment_bytes", self.segment_bytes, rule);
+        }
+        if self.max_connections_per_address > self.max_connections {
+            let rule = format!("at most max_connections ({})", self.max_connections);
+            return refuse("max_connections_per_address", self.max_connections_per_address as u64, rule);
+        }
+        Ok(())
+    }
+}
+
+/// The configuration when nothing is set.
+pub fn defaults() -> Config {
+    let mut config = Config::unset();
+    for setting in SETTINGS {
+        if let Some(default) = setting.default {
+            (setting.field)(&mut config)
+                .parse(default)
+                .expect("a test holds every default to its own parser");
+        }
+    }
+    config
+}
+
+/// The configuration in force, and where each value came from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    config: Config,
+    /// One per entry of the settings table, in its order.
+    origins: Vec<Origin>,
+}
+
+impl Settings {
+    /// Reads the file, if one is named, and the environment. Touches nothing on disk.
+    pub fn load(file: Option<&Path>, environment: &dyn Environment) -> Result<Settings, ConfigError> {
+        let from_file = source::read_file(file)?;
+        let from_environment = source::read_environment(environment)?;
+        let mut config = defaults();
+        let mut origins = Vec::with_capacity(SETTINGS.len());
+        for setting in SETTINGS {
+            let given = from_environment
+                .get(setting.key)
+                .map(|raw| (raw, Origin::Environment))
+                .or_else(|| from_file.get(setting.key).map(|raw| (raw, Origin::File)));
+            let Some((raw, origin)) = given else {
+                origins.push(Origin::Default);
+                continue;
+            };
+            let mut field = (setting.field)(&mut config);
+            if field.parse(raw).is_err() {
+                return Err(ConfigError::bad_value(setting, raw, origin, field.accepts()));
+            }
+            origins.push(origin);
+        }
+        config.check()?;
+        let mut settings = Settings { config, origins };
+        settings.recall_node_name();
+        Ok(settings)
+    }
+
+    /// What is in force as TOML, with the origin of each value as a comment and secrets masked.
+    pub fn render(&self) -> String {
+        render::in_force(&self.config, &self.origins)
+    }
+
+    /// The configuration as far as it is known without touching the disk; for logging and tests.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Makes the node's home ready: creates the data directory, proves that it can be written, and
+    /// settles the node's name, generating and keeping one at the first start.
+    pub fn prepare(mut self) -> Result<Config, ConfigError> {
+        let dir = self.config.data_dir.clone();
+        prove_writable(&dir).map_err(|error| ConfigError::DataDir { path: dir.clone(), error })?;
+        if self.config.node_name.is_empty() {
+            let name = uuid::Uuid::new_v4().to_string();
+            keep_node_name(&dir, &name).map_err(|error| ConfigError::DataDir { path: dir, error })?;
+            self.config.node_name = name;
+        }
+        Ok(self.config)
+    }
+
+    /// An unset name is the one generated at an earlier start, if there was one.
+    fn recall_node_name(&mut self) {
+        let at = settings::position("node_name");
+        if self.origins[at] != Origin::Default {
+            return;
+        }
+        let Ok(kept) = fs::read_to_string(self.config.data_dir.join(NODE_NAME_FILE)) else { return };
+        if (SETTINGS[at].field)(&mut self.config).parse(kept.trim()).is_ok() {
+            self.origins[at] = Origin::DataDir;
+        }
+    }
+}
+
+/// A probe file is the only honest test: permissions, read-only mounts and quotas all show in it.
+fn prove_writable(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let probe = dir.join(".writable");
+    fs::File::create(&probe)?.write_all(b"fastpaca")?;
+    fs::remove_file(&probe)
+}
+
+/// Written aside and renamed, so that a crash leaves either no name or a whole one.
+fn keep_node_name(dir: &Path, name: &str) -> io::Result<()> {
+    let aside = dir.join(format!("{NODE_NAME_FILE}.new"));
+    let mut file = fs::File::create(&aside)?;
+    writeln!(file, "{name}")?;
+    file.sync_all()?;
+    fs::rename(&aside, dir.join(NODE_NAME_FILE))?;
+    fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! Every setting, once: its key, default, meaning, and the field it sets (whose type carries the parser
+//! and the range). The environment variable, the sample file and the documentation follow from this table.
+
+use std::ops::RangeInclusive;
+
+use super::Config;
+use super::field::Field;
+
+/// What every environment variable begins with.
+pub(super) const PREFIX: &str = "FASTPACA_";
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+const COUNT: RangeInclusive<u64> = 1..=1_000_000;
+const CACHE: RangeInclusive<u64> = MIB..=TIB;
+const TIMEOUT: RangeInclusive<u64> = 100..=3_600_000;
+
+/// One setting.
+pub(super) struct Setting {
+    pub(super) section: &'static str,
+    /// The key in the file; upper-cased behind [`PREFIX`] it is the environment variable.
+    pub(super) key: &'static str,
+    /// `None`: nothing, and the documentation says what that means.
+    pub(super) default: Option<&'static str>,
+    /// What the sample shows where there is no default.
+    pub(super) example: &'static str,
+    pub(super) doc: &'static str,
+    pub(super) field: fn(&mut Config) -> Field<'_>,
+}
+
+impl Setting {
+    pub(super) fn env_name(&self) -> String {
+        env_name(self.key)
+    }
+
+    pub(super) fn accepts(&self) -> String {
+        (self.field)(&mut Config::unset()).accepts()
+    }
+
+    pub(super) fn is_secret(&self) -> bool {
+        (self.field)(&mut Config::unset()).is_secret()
+    }
+}
+
+/// The environment variable of a key.
+pub(super) fn env_name(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase())
+}
+
+/// The setting with this key.
+pub(super) fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// Where this key stands in the table.
+pub(super) fn position(key: &str) -> usize {
+    SETTINGS.iter().position(|setting| setting.key == key).expect("asked for a key of the table")
+}
+
+const NODE: &str = "Node";
+const ACCESS: &str = "Access";
+const LOGS: &str = "Logs";
+const LIMITS: &str = "Limits";
+const STORAGE: &str = "Storage";
+
+/// In the order of the documentation.
+pub(super) static SETTINGS: &[Setting] = &[
+    Setting {
+        section: NODE,
+        key: "node_name",
+        default: None,
+        example: "node-1",
+        doc: "Name of this node. Unset: a random UUID, made at the first start and kept in the data directory.",
+        field: |c| Field::Name(&mut c.node_name),
+    },
+    Setting {
+        section: NODE,
+        key: "data_dir",
+        default: Some("./data"),
+        example: "",
+        doc: "Where the node keeps everything it must not lose. The container image sets /data.",
+        field: |c| Field::Path(&mut c.data_dir),
+    },
+    Setting {
+        section: NODE,
+        key: "listen",
+        default: Some("0.0.0.0:4000"),
+        example: "",
+        doc: "Address and port of the one listener: REST, streams, health and metrics.",
+        field: |c| Field::Address(&mut c.listen),
+    },
+    Setting {
+        section: NODE,
+        key: "worker_threads",
+        default: Some("0"),
+        example: "",
+        doc: "Threads that serve requests; 0 = one per core.",
+        field: |c| Field::Count(&mut c.worker_threads, 0..=1024),
+    },
+    Setting {
+        section: NODE,
+        key: "token_estimator",
+        default: Some("tiktoken:gpt-4o"),
+        example: "",
+        doc: "How tokens are counted for messages sent without token_count. It holds for messages \
+              appended from now on; stored counts stay.",
+        field: |c| Field::Estimator(&mut c.token_estimator),
+    },
+    Setting {
+        section: ACCESS,
+        key: "api_key",
+        default: None,
+        example: "key-in-use,key-coming-next",
+        doc: "Keys that are accepted as `Authorization: Bearer KEY`, comma-separated so that they can be \
+              rotated. Unset: no authentication. Prefer the environment to a file for secrets.",
+        field: |c| Field::Secrets(&mut c.api_keys),
+    },
+    Setting {
+        section: ACCESS,
+        key: "metrics_public",
+        default: Some("true"),
+        example: "",
+        doc: "Whether /metrics is answered without a key. Health always is.",
+        field: |c| Field::Flag(&mut c.metrics_public),
+    },
+    Setting {
+        section: LOGS,
+        key: "log",
+        default: Some("info"),
+        example: "",
+        doc: "What is logged, as a level or per module (`warn,fastpaca::raft=info`). Release builds contain \
+              info and above.",
+        field: |c| Field::Filter(&mut c.log),
+    },
+    Setting {
+        section: LOGS,
+        key: "log_format",
+        default: Some("json"),
+        example: "",
+        doc: "One JSON object a line, or text for people.",
+        field: |c| Field::LogFormat(&mut c.log_format),
+    },
+    Setting {
+        section: LIMITS,
+        key: "stream_max_connections",
+        default: Some("512"),
+        example: "",
+        doc: "Open streams (websocket and SSE) on this node; beyond it 503 too_many_streams.",
+        field: |c| Field::Count(&mut c.stream_max_connections, COUNT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "body_max_bytes",
+        default: Some("1MiB"),
+        example: "",
+        doc: "Largest request body; beyond it 413 too_large.",
+        field: |c| Field::Size(&mut c.body_max_bytes, KIB..=64 * MIB),
+    },
+    Setting {
+        section: LIMITS,
+        key: "batch_body_max_bytes",
+        default: Some("8MiB"),
+        example: "",
+        doc: "Largest body of a batch append or a compaction; beyond it 413 too_large. At least body_max_bytes.",
+        field: |c| Field::Size(&mut c.batch_body_max_bytes, KIB..=256 * MIB),
+    },
+    Setting {
+        section: LIMITS,
+        key: "max_connections",
+        default: Some("4096"),
+        example: "",
+        doc: "Open client connections; beyond it new ones are closed at once.",
+        field: |c| Field::Count(&mut c.max_connections, COUNT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "max_connections_per_address",
+        default: Some("2048"),
+        example: "",
+        doc: "Open client connections from one IP address. Raise it to max_connections behind a load balancer.",
+        field: |c| Field::Count(&mut c.max_connections_per_address, COUNT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "max_inflight_requests",
+        default: Some("1024"),
+        example: "",
+        doc: "Requests being served at once, streams apart; beyond it 503 unavailable.",
+        field: |c| Field::Count(&mut c.max_inflight_requests, COUNT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "rate_limit_per_second",
+        default: Some("0"),
+        example: "",
+        doc: "Requests a second this node takes, in all; beyond it 429 rate_limited. 0 = no limit.",
+        field: |c| Field::Rate(&mut c.rate_limit_per_second, 0..=10_000_000),
+    },
+    Setting {
+        section: LIMITS,
+        key: "rate_limit_burst",
+        default: Some("0"),
+        example: "",
+        doc: "Requests taken at once after a quiet time; 0 = as many as one second allows.",
+        field: |c| Field::Rate(&mut c.rate_limit_burst, 0..=10_000_000),
+    },
+    Setting {
+        section: LIMITS,
+        key: "header_timeout_ms",
+        default: Some("10000"),
+        example: "",
+        doc: "Time for a client to send the headers of a request; then the connection is closed.",
+        field: |c| Field::Millis(&mut c.header_timeout, TIMEOUT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "body_timeout_ms",
+        default: Some("30000"),
+        example: "",
+        doc: "Time for a client to send the body of a request; then 408 and the connection is closed.",
+        field: |c| Field::Millis(&mut c.body_timeout, TIMEOUT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "request_timeout_ms",
+        default: Some("30000"),
+        example: "",
+        doc: "Time to serve a request once it has been read, streams, exports and long polls apart.",
+        field: |c| Field::Millis(&mut c.request_timeout, TIMEOUT),
+    },
+    Setting {
+        section: LIMITS,
+        key: "shutdown_timeout_ms",
+        default: Some("25000"),
+        example: "",
+        doc: "Time for a shutdown to finish requests, close streams and checkpoint; then the process exits \
+              anyway. Keep it below the grace period of whatever stops the process.",
+        field: |c| Field::Millis(&mut c.shutdown_timeout, TIMEOUT),
+    },
+    Setting {
+        section: STORAGE,
+        key: "segment_bytes",
+        default: Some("64MiB"),
+        example: "",
+        doc: "Size of a journal segment, for new ones. At least twice batch_body_max_bytes.",
+        field: |c| Field::Size(&mut c.segment_bytes, MIB..=GIB),
+    },
+    Setting {
+        section: STORAGE,
+        key: "disk_reserve_bytes",
+        default: Some("256MiB"),
+        example: "",
+        doc: "Free space below which appends are refused (503 unavailable) while reads go on; what is left \
+              is for the node's own bookkeeping.",
+        field: |c| Field::Size(&mut c.disk_reserve_bytes, MIB..=TIB),
+    },
+    Setting {
+        section: STORAGE,
+        key: "checkpoint_bytes",
+        default: Some("64MiB"),
+        example: "",
+        doc: "Journal bytes after which a checkpoint is made; a restart replays at most about twice as much.",
+        field: |c| Field::Size(&mut c.checkpoint_bytes, MIB..=64 * GIB),
+    },
+    Setting {
+        section: STORAGE,
+        key: "checkpoint_interval_ms",
+        default: Some("30000"),
+        example: "",
+        doc: "Time after which a checkpoint is made if anything changed.",
+        field: |c| Field::Millis(&mut c.checkpoint_interval, TIMEOUT),
+    },
+    Setting {
+        section: STORAGE,
+        key: "record_cache_bytes",
+        default: Some("128MiB"),
+        example: "",
+        doc: "Memory for conversation records.",
+        field: |c| Field::Size(&mut c.record_cache_bytes, CACHE),
+    },
+    Setting {
+        section: STORAGE,
+        key: "message_cache_bytes",
+        default: Some("128MiB"),
+        example: "",
+        doc: "Memory for message bodies.",
+        field: |c| Field::Size(&mut c.message_cache_bytes, CACHE),
+    },
+    Setting {
+        section: STORAGE,
+        key: "index_cache_bytes",
+        default: Some("64MiB"),
+        example: "",
+        doc: "Memory for pages of the index (the cache of sled).",
+        field: |c| Field::Size(&mut c.index_cache_bytes, CACHE),
+    },
+];
