@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     Change, ChangePage, Consistency, EventPage, EventsQuery, Order, ReadError, ReadOptions, STARTING, Shards,
-    StoredEvent, Window, WindowMessage,
+    StoredEvent, Usage, Window, WindowMessage,
 };
 use crate::conversation::{
     self, ConversationId, Description, Edit, EventRange, EventRef, HistoryError, Location, PlanError,
@@ -96,6 +96,17 @@ impl Shards {
         }))
     }
 
+    /// How full the window is as of a version; no message is read for it.
+    pub fn usage(&self, id: &ConversationId, at_version: u64) -> Result<Option<Usage>, ReadError> {
+        let group = self.readable_group(id)?;
+        let query = WindowQuery { at_version: Some(at_version), ..WindowQuery::default() };
+        let Some(plan) = group.store.read(id, |c, history| plan_window(c, id, history, &query))? else {
+            return Ok(None);
+        };
+        let plan = plan?;
+        Ok(Some(Usage { used_tokens: plan.used_tokens, needs_compaction: plan.needs_compaction }))
+    }
+
     /// A page of the log.
     pub async fn events(
         &self,
@@ -115,7 +126,10 @@ impl Shards {
             true => last.seq > range.from_seq,
             false => last.seq < range.to_seq,
         });
-        let events = self.stored_events(group, metas).await?;
+        let mut events = self.stored_events(group, metas).await?;
+        if query.tail_offset.is_some() {
+            events.reverse();
+        }
         Ok(Some(EventPage { events, has_more, version, last_seq, status }))
     }
 
@@ -214,8 +228,9 @@ pub struct Watcher {
 impl Watcher {
     /// Resolves with the newest version once it exceeds `seen`. Never resolves if the node stops first.
     pub async fn beyond(&mut self, seen: u64) -> u64 {
-        match self.version.wait_for(|version| *version > seen).await {
-            Ok(version) => *version,
+        let version = self.version.wait_for(|version| *version > seen).await.map(|version| *version);
+        match version {
+            Ok(version) => version,
             Err(_) => std::future::pending().await,
         }
     }
@@ -233,7 +248,8 @@ fn resolve(query: &EventsQuery, last_seq: u64) -> EventRange {
     if let Some(offset) = query.tail_offset {
         range.to_seq = last_seq.saturating_sub(offset);
         range.from_seq = range.to_seq.saturating_sub(query.limit as u64) + 1;
-        range.newest_first = false;
+        // A tail page that is cut short must keep its newest end, which the next page joins.
+        range.newest_first = true;
         return range;
     }
     range.from_seq = match query.from_seq {
@@ -285,9 +301,9 @@ mod tests {
         let desc = EventsQuery { cursor: Some(4), order: Order::Descending, ..query() };
         assert_eq!(resolved(desc, 10), (1, 3, Order::Descending));
         let tail = |offset, limit| EventsQuery { tail_offset: Some(offset), limit, ..query() };
-        assert_eq!(resolved(tail(0, 4), 10), (7, 10, asc));
-        assert_eq!(resolved(tail(8, 4), 10), (1, 2, asc));
-        assert_eq!(resolved(tail(10, 4), 10), (1, 0, asc));
+        assert_eq!(resolved(tail(0, 4), 10), (7, 10, Order::Descending));
+        assert_eq!(resolved(tail(8, 4), 10), (1, 2, Order::Descending));
+        assert_eq!(resolved(tail(10, 4), 10), (1, 0, Order::Descending));
         assert_eq!(resolved(query(), 0), (1, 0, asc));
     }
 }

@@ -65,6 +65,13 @@ pub struct Window {
     pub left_out: Vec<LeftOut>,
 }
 
+/// How full a window is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    pub used_tokens: u64,
+    pub needs_compaction: bool,
+}
+
 /// One message of a window; `body` is the members of a JSON object without braces.
 #[derive(Debug, Clone)]
 pub struct WindowMessage {
