@@ -5,52 +5,133 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::codec::{Checkpoint, GroupCheckpoint};
-use super::node::Group;
+use super::group::Group;
 use super::state_machine::log_id;
 use crate::journal::{AppendError, Journal};
-use crate::store::{Shared, StoreError};
+use crate::store::{Failure, Shared, StoreError};
+
+/// How often the service looks whether a checkpoint is due.
+const POLL: Duration = Duration::from_millis(250);
 
 /// Why a checkpoint failed. The node cannot go on: the index or the journal is broken.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CheckpointError {
+enum CheckpointError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("journal: {0}")]
+    #[error("checkpoint: {0}")]
     Sync(#[from] io::Error),
-    #[error("journal: {0}")]
+    #[error("checkpoint: {0}")]
     Append(#[from] AppendError),
 }
 
-/// Writes checkpoints of all groups of the node.
+/// Writes checkpoints of all groups of the node, one at a time.
 pub(crate) struct Checkpointer {
-    pub(crate) journal: Journal,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) groups: Arc<Vec<Group>>,
-    pub(crate) boot_id: String,
-    pub(crate) segment_bytes: u64,
+    journal: Journal,
+    shared: Arc<Shared>,
+    groups: Arc<Vec<Group>>,
+    boot_id: String,
+    segment_bytes: u32,
+    turn: Mutex<()>,
+    /// [`Checkpointer::journal_bytes`] at the last checkpoint.
+    covered_bytes: AtomicU64,
 }
 
 impl Checkpointer {
-    /// Bytes the journal has grown to since it was created.
-    pub(crate) fn journal_bytes(&self) -> u64 {
-        let end = self.journal.end();
-        u64::from(end.segment) * self.segment_bytes + u64::from(end.offset)
+    pub(crate) fn new(
+        journal: Journal,
+        shared: Arc<Shared>,
+        groups: Arc<Vec<Group>>,
+        boot_id: String,
+        segment_bytes: u32,
+    ) -> Self {
+        let turn = Mutex::default();
+        Self { journal, shared, groups, boot_id, segment_bytes, turn, covered_bytes: AtomicU64::new(0) }
     }
 
-    /// One checkpoint of everything that changed. Returns how many groups had changed.
-    pub(crate) async fn run(self: &Arc<Self>) -> Result<usize, CheckpointError> {
+    /// Writes checkpoints by journal growth, and by time if anything was written.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        bytes_due: u64,
+        interval: Duration,
+        failure: Failure,
+        stop: CancellationToken,
+    ) {
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = failure.raised() => return,
+                () = tokio::time::sleep(POLL) => {}
+            }
+            let grown = self.journal_bytes() - self.covered_bytes.load(Ordering::Relaxed);
+            if grown >= bytes_due || (grown > 0 && last.elapsed() >= interval) {
+                self.checkpoint(&failure).await;
+                last = Instant::now();
+            }
+        }
+    }
+
+    /// Writes a checkpoint of everything that changed. A failure stops the node.
+    pub(crate) async fn checkpoint(self: &Arc<Self>, failure: &Failure) {
+        let _turn = self.turn.lock().await;
+        let started = Instant::now();
+        match self.run().await {
+            Ok(()) => {
+                self.covered_bytes.store(self.journal_bytes(), Ordering::Relaxed);
+                self.shared.metrics.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.shared.metrics.checkpoint_time_seconds.set(now.as_secs_f64());
+            }
+            Err(CheckpointError::Store(error)) => failure.store(&error),
+            Err(error) => failure.raise(error.to_string(), false),
+        }
+    }
+
+    async fn run(self: &Arc<Self>) -> Result<(), CheckpointError> {
         self.journal.wait_synced(self.journal.end()).await?;
         let imported: Vec<&Group> = self.groups.iter().filter(|group| group.log.is_imported()).collect();
         let this = self.clone();
-        let changed = tokio::task::spawn_blocking(move || this.write_index())
-            .await
-            .map_err(|e| io::Error::other(format!("checkpoint task: {e}")))??;
+        let written =
+            tokio::task::spawn_blocking(move || this.write_index()).await.map_err(io::Error::other)?;
+        let changed = written?;
         if changed.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         imported.iter().for_each(|group| group.log.import_durable());
+        let (scan_from, checkpoint) = self.describe();
+        self.journal.checkpoint(scan_from, &checkpoint.encode()).await?;
+        for group in changed.iter().map(|i| &self.groups[*i]) {
+            // The snapshot names the durable checkpoint, so that the log before it can be purged. An error here
+            // means that the group has stopped, which its own failure reports.
+            let _ = group.raft.trigger().snapshot().await;
+        }
+        Ok(())
+    }
+
+    /// Writes every group's changes; durable on return.
+    fn write_index(&self) -> Result<Vec<usize>, StoreError> {
+        let mut changed = Vec::new();
+        for (i, group) in self.groups.iter().enumerate() {
+            if group.store.checkpoint()? {
+                changed.push(i);
+            }
+        }
+        if !changed.is_empty() {
+            self.shared.index.sync()?;
+        }
+        Ok(changed)
+    }
+
+    /// The checkpoint frame's contents, and from where recovery has to read.
+    fn describe(&self) -> (crate::journal::Position, Checkpoint) {
         // Read before the groups: what is appended from here on lies behind it.
         let end = self.journal.end();
         let mut scan_from = end;
@@ -68,25 +149,13 @@ impl Checkpointer {
                 }
             })
         });
-        let payload = Checkpoint { boot_id: self.boot_id.clone(), groups: groups.collect() }.encode();
-        self.journal.checkpoint(scan_from, &payload).await?;
-        for group in changed.iter().map(|i| &self.groups[*i]) {
-            // The snapshot names the durable checkpoint, so that the log before it can be purged.
-            let _ = group.raft.trigger().snapshot().await;
-        }
-        Ok(changed.len())
+        let groups = groups.collect();
+        (scan_from, Checkpoint { boot_id: self.boot_id.clone(), groups })
     }
 
-    fn write_index(&self) -> Result<Vec<usize>, StoreError> {
-        let mut changed = Vec::new();
-        for (i, group) in self.groups.iter().enumerate() {
-            if group.store.checkpoint()? {
-                changed.push(i);
-            }
-        }
-        if !changed.is_empty() {
-            self.shared.index.sync()?;
-        }
-        Ok(changed)
+    /// Bytes the journal has grown to since it was created.
+    fn journal_bytes(&self) -> u64 {
+        let end = self.journal.end();
+        u64::from(end.segment) * u64::from(self.segment_bytes) + u64::from(end.offset)
     }
 }

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod codec;
+mod group;
 mod log_store;
 mod network;
 mod node;
@@ -14,6 +15,7 @@ mod state_machine;
 mod tests;
 mod types;
 
-pub use self::node::{Group, Node, NodeSettings, StartError, WriteFailure};
+pub use self::group::{Group, WriteFailure};
+pub use self::node::{Node, NodeSettings, StartError};
 pub(crate) use self::recovery::request_rebuild;
 pub use self::recovery::{RecoveryError, RecoverySettings};

@@ -304,11 +304,6 @@ impl GroupStore {
         Ok(())
     }
 
-    /// Dirty records in memory.
-    pub(crate) fn dirty(&self) -> usize {
-        self.inner.lock().live.values().filter(|live| live.dirty).count()
-    }
-
     /// Locks the state; when `id` is not in memory and the index is not yet verified, verifies first, so that
     /// "not found" is never the answer of an index that lost records.
     fn lock_verified_for(&self, id: &ConversationId) -> Result<MutexGuard<'_, Inner>, StoreError> {
