@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use estimator::Method;
 pub use estimator::{EstimatorError, EstimatorSpec};
 pub use render::{markdown_tables, sample};
 pub use source::{ConfigError, Environment, Origin, ProcessEnvironment};
