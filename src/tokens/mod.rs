@@ -18,7 +18,8 @@ use tiktoken_rs::{CoreBPE, bpe_for_tokenizer};
 use crate::config::{EstimatorError, EstimatorSpec, Method};
 use visible::Visible;
 
-/// Texts longer than this are better counted where a thread may be kept busy: about 5 ms of work.
+/// Texts longer than this are better counted where a thread may be kept busy. At 16 KiB that is about 0.4 ms
+/// of English, and several times that of text made to be slow.
 pub const LARGE_TEXT_BYTES: usize = 16 << 10;
 
 /// What every message costs beside its role and parts: the marks around it that a chat model is shown.
@@ -62,7 +63,7 @@ pub enum LoadError {
 }
 
 impl Estimator {
-    /// Loads the vocabulary, which takes some 100 ms the first time.
+    /// Loads the vocabulary, which takes about 150 ms (tiktoken, optimised) and 50 MB the first time.
     pub fn new(spec: &EstimatorSpec) -> Result<Estimator, LoadError> {
         let method = match spec.method() {
             Method::Chars(per_token) => Loaded::Chars(per_token),

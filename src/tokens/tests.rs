@@ -152,6 +152,15 @@ fn texts_made_to_hurt_the_tokenizer_are_counted_in_bounded_time() {
     }
 }
 
+#[test]
+fn a_panic_of_the_tokenizer_gives_an_estimate() {
+    // Given whole, so many spaces overflow the stack of the tokenizer's regular expression.
+    let text = " ".repeat(4 << 20);
+    let bpe = tiktoken_rs::o200k_base_singleton();
+    assert!(catch_unwind(AssertUnwindSafe(|| bpe.count_ordinary(&text))).is_err());
+    assert_eq!(count_contained(bpe, &text), 1 << 20);
+}
+
 proptest! {
     #[test]
     fn shares_of_a_given_count_add_up_to_it(total in any::<u32>(), texts in prop::collection::vec(".{0,40}", 1..8)) {
