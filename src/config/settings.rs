@@ -129,7 +129,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: LOGS,
         key: "log",
-        default: Some("info"),
+        default: Some("info,openraft=warn,sled=warn"),
         example: "",
         doc: "What is logged, as a level or per module (`warn,fastpaca::raft=info`). Release builds contain \
               info and above.",

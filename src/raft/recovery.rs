@@ -73,21 +73,15 @@ pub(crate) fn recover(
     metrics: &Metrics,
 ) -> Result<Recovered, RecoveryError> {
     let marker = rebuild_marker(&settings.index_dir);
-    let mut reason = if marker.exists() {
-        Some(std::fs::read_to_string(&marker).unwrap_or_else(|_| "asked for".into()))
-    } else if settings.index_dir.exists() {
-        None
+    let why = if marker.exists() {
+        std::fs::read_to_string(&marker).unwrap_or_else(|_| "asked for".into())
     } else {
-        Some("the index is missing".to_owned())
-    };
-    if reason.is_none() {
         match attempt(settings, options, disk, metrics, ScanFrom::Checkpoint) {
             Ok(recovered) => return Ok(recovered),
-            Err(AttemptError::Rebuild(why)) => reason = Some(why),
+            Err(AttemptError::Rebuild(why)) => why,
             Err(AttemptError::Fatal(error)) => return Err(error),
         }
-    }
-    let why = reason.unwrap_or_default();
+    };
     warn!(event = "index_rebuild_started", reason = %why);
     set_aside(&settings.index_dir)?;
     match attempt(settings, options, disk, metrics, ScanFrom::Beginning) {

@@ -35,7 +35,10 @@ struct Inner {
     node: OnceLock<Arc<Node>>,
     proposed_bytes: Semaphore,
     write_timeout: Duration,
+    /// An operator asked for no more writes.
     draining: AtomicBool,
+    /// The process is ending: what has arrived is still served.
+    leaving: AtomicBool,
     failure: Failure,
 }
 
@@ -48,6 +51,7 @@ impl Shards {
             proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
             write_timeout,
             draining: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             failure,
         }))
     }
@@ -83,12 +87,17 @@ impl Shards {
         self.0.draining.store(draining, Ordering::Relaxed);
     }
 
+    /// Announces that the node is about to stop.
+    pub fn leave(&self) {
+        self.0.leaving.store(true, Ordering::Relaxed);
+    }
+
     /// Whether this node should get traffic.
     pub fn readiness(&self) -> Readiness {
         if self.0.failure.is_raised() {
             return Readiness::Degraded("the node has failed and is stopping".into());
         }
-        if self.0.draining.load(Ordering::Relaxed) {
+        if self.0.draining.load(Ordering::Relaxed) || self.0.leaving.load(Ordering::Relaxed) {
             return Readiness::Draining;
         }
         let Some(node) = self.0.node.get() else { return Readiness::Starting(STARTING.into()) };
