@@ -1,0 +1,323 @@
+//! What happens around every handler: request id, authentication, admission, panics, errors, compression, the log line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use tower::ServiceExt;
+
+use super::auth::Keys;
+use super::body::{Bodies, Received};
+use super::compress::compress;
+use super::dialect::Dialect;
+use super::error::{ApiError, render};
+use super::limits::{ConnectionCaps, ConnectionPermit, Limits, RateLimit};
+use super::weigh::Scales;
+use crate::config::{Config, Secret};
+use crate::metrics::Metrics;
+use crate::shards::Shards;
+use crate::tokens::Estimator;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id taken from a client.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// The edge of one node: answers requests. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+struct Inner {
+    app: Arc<AppState>,
+    router: Router,
+    keys: Keys,
+    rate: Option<RateLimit>,
+    in_flight: Semaphore,
+    connections: Arc<ConnectionCaps>,
+    ids: RequestIds,
+}
+
+/// What handlers work with.
+pub(crate) struct AppState {
+    pub shards: Shards,
+    pub scales: Scales,
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    pub limits: Limits,
+    pub address: SocketAddr,
+    /// Cancelled when the node shuts down: streams end, long polls answer.
+    pub closing: CancellationToken,
+    bodies: Bodies,
+    streams: Arc<Semaphore>,
+    streams_open: TaskTracker,
+}
+
+/// What a handler sees: the node, and the words to use.
+#[derive(Clone)]
+pub(crate) struct Scope {
+    pub app: Arc<AppState>,
+    pub dialect: Dialect,
+}
+
+impl Scope {
+    /// Receives a JSON body of ordinary size.
+    pub(crate) async fn receive(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
+        self.app.bodies.receive(headers, body, self.app.limits.body_bytes).await
+    }
+
+    /// Receives a JSON body that may carry a batch.
+    pub(crate) async fn receive_batch(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
+        self.app.bodies.receive(headers, body, self.app.limits.batch_bytes).await
+    }
+}
+
+/// The right to one of the node's streams; exports and long polls take one too, since they last as long.
+pub(crate) struct StreamPermit {
+    _permit: OwnedSemaphorePermit,
+    _open: TaskTrackerToken,
+    metrics: Metrics,
+}
+
+impl StreamPermit {
+    pub(crate) fn take(app: &AppState) -> Result<StreamPermit, ApiError> {
+        let limit = app.limits.streams;
+        let permit =
+            app.streams.clone().try_acquire_owned().map_err(|_| ApiError::TooManyStreams { limit })?;
+        app.metrics.streams.inc();
+        Ok(StreamPermit { _permit: permit, _open: app.streams_open.token(), metrics: app.metrics.clone() })
+    }
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        self.metrics.streams.dec();
+    }
+}
+
+impl App {
+    /// `address` is where the node's listener is bound.
+    pub fn new(
+        shards: Shards,
+        estimator: Estimator,
+        config: Arc<Config>,
+        metrics: Metrics,
+        address: SocketAddr,
+    ) -> App {
+        let limits = Limits::of(&config);
+        let app = Arc::new(AppState {
+            shards,
+            scales: Scales::new(estimator, metrics.clone()),
+            metrics,
+            closing: CancellationToken::new(),
+            bodies: Bodies::new(config.body_timeout),
+            streams: Arc::new(Semaphore::new(limits.streams)),
+            streams_open: TaskTracker::new(),
+            limits,
+            address,
+            config: config.clone(),
+        });
+        App(Arc::new(Inner {
+            router: super::router(&app),
+            keys: Keys::new(config.api_keys.iter().map(Secret::expose)),
+            rate: limits.rate.map(|(per_second, burst)| RateLimit::new(per_second, burst)),
+            in_flight: Semaphore::new(limits.in_flight),
+            connections: ConnectionCaps::new(
+                limits.connections,
+                limits.connections_per_address,
+                app.metrics.connections.clone(),
+            ),
+            ids: RequestIds::new(),
+            app,
+        }))
+    }
+
+    /// Answers one request. Never fails: whatever goes wrong becomes an answer.
+    pub(crate) async fn call(&self, request: Request, peer: Option<SocketAddr>) -> Response {
+        let inner = &*self.0;
+        let started = Instant::now();
+        let uri = request.uri().clone();
+        let method = request.method().clone();
+        let request_id = inner.ids.of(request.headers());
+        let accepted_encoding = request.headers().get(header::ACCEPT_ENCODING).cloned();
+        let metrics = &inner.app.metrics;
+        metrics.http_inflight.inc();
+        let mut response = match inner.admit(&request) {
+            Ok(_permit) => inner.handle(request).await,
+            Err(refusal) => refusal.into_response(),
+        };
+        metrics.http_inflight.dec();
+        if let Some(error) = render(&mut response, Dialect::of_path(uri.path()), &request_id) {
+            log_error(&error, &uri, &request_id);
+            if matches!(error, ApiError::UnknownOutcome(_)) {
+                metrics.unknown_outcomes_total.inc();
+            }
+        }
+        if let Some(accepted) = &accepted_encoding {
+            response = compress(response, accepted).await;
+        }
+        let status = response.status().as_u16();
+        metrics.requests(status);
+        let peer = peer.map(tracing::field::display);
+        let ms = started.elapsed().as_secs_f64() * 1_000.0;
+        tracing::debug!(event = "request", %method, path = uri.path(), status, ms, request_id, peer);
+        if let Ok(id) = HeaderValue::try_from(request_id) {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        response
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.app.limits
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.app.metrics
+    }
+
+    pub(crate) fn admit_connection(&self, address: IpAddr) -> Option<ConnectionPermit> {
+        let permit = self.0.connections.admit(address);
+        if permit.is_none() {
+            self.metrics().connections_refused_total.inc();
+        }
+        permit
+    }
+
+    /// Ends streams and long polls, and turns unready.
+    pub(crate) fn close(&self) {
+        self.0.app.closing.cancel();
+        self.0.app.streams_open.close();
+    }
+
+    /// Resolves once every stream has ended, after [`App::close`].
+    pub(crate) async fn streams_ended(&self) {
+        self.0.app.streams_open.wait().await;
+    }
+}
+
+impl Inner {
+    /// Decides whether to serve a request, before anything of its body is read.
+    fn admit(&self, request: &Request) -> Result<Option<SemaphorePermit<'_>>, ApiError> {
+        let uri = request.uri();
+        if uri.path().starts_with("/health/") {
+            return Ok(None);
+        }
+        if uri.path() != "/metrics" || !self.app.config.metrics_public {
+            self.keys.authorize(request.headers())?;
+        }
+        if let Some(rate) = &self.rate
+            && let Err(wait) = rate.admit()
+        {
+            let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            self.app.metrics.rate_limited_total.inc();
+            return Err(ApiError::RateLimited {
+                message: "This node takes no more requests per second",
+                retry_after_ms,
+            });
+        }
+        if is_waiting(uri) {
+            return Ok(None);
+        }
+        match self.in_flight.try_acquire() {
+            Ok(permit) => Ok(Some(permit)),
+            Err(_) => {
+                self.app.metrics.overloaded_total.inc();
+                Err(ApiError::Unavailable("too many requests at once".into()))
+            }
+        }
+    }
+
+    async fn handle(&self, request: Request) -> Response {
+        let answer = AssertUnwindSafe(self.router.clone().oneshot(request)).catch_unwind().await;
+        match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(never)) => match never {},
+            Err(panic) => ApiError::Internal(format!("panic: {}", panic_text(&panic))).into_response(),
+        }
+    }
+}
+
+/// Requests that are meant to last are capped as streams, not as requests at work.
+fn is_waiting(uri: &Uri) -> bool {
+    let waits = |query: &str| form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "wait");
+    uri.path().ends_with("/stream") || uri.query().is_some_and(|query| query.contains("wait") && waits(query))
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown kind")
+}
+
+/// Logs what an operator should know; what is the client's doing is in the access log alone.
+fn log_error(error: &ApiError, uri: &Uri, request_id: &str) {
+    let conversation_id = uri.path().split('/').nth(3);
+    let error_code = error.code();
+    match error {
+        ApiError::Internal(detail) => {
+            tracing::error!(event = "request_failed", conversation_id, request_id, error_code, detail);
+        }
+        ApiError::UnknownOutcome(detail) | ApiError::Unavailable(detail) => {
+            tracing::warn!(event = "request_failed", conversation_id, request_id, error_code, detail);
+        }
+        _ => {}
+    }
+}
+
+/// Ids for requests: the client's where it sends a decent one, else unique within the life of the process.
+struct RequestIds {
+    process: u32,
+    next: AtomicU32,
+}
+
+impl RequestIds {
+    fn new() -> RequestIds {
+        RequestIds { process: uuid::Uuid::new_v4().as_u128() as u32, next: AtomicU32::new(0) }
+    }
+
+    fn of(&self, headers: &HeaderMap) -> String {
+        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let is_decent = |id: &&str| {
+            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte))
+        };
+        match given.filter(is_decent) {
+            Some(id) => id.to_owned(),
+            None => format!("{:08x}-{:08x}", self.process, self.next.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decent_request_ids_are_kept_and_others_replaced() {
+        let ids = RequestIds::new();
+        let of =
+            |id: &'static str| ids.of(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_static(id))]));
+        assert_eq!(of("abc-1.2:3"), "abc-1.2:3");
+        for bad in ["", "a b", "a\"b", "{}", "x".repeat(65).leak()] {
+            assert_eq!(of(bad).len(), 17, "{bad}");
+        }
+        assert_ne!(ids.of(&HeaderMap::new()), ids.of(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn lasting_requests_are_told_apart() {
+        let waiting = |uri: &'static str| is_waiting(&Uri::from_static(uri));
+        assert!(waiting("/v1/conversations/a/stream?cursor=1"));
+        assert!(waiting("/v1/conversations/a/events?cursor=1&wait=5"));
+        assert!(!waiting("/v1/conversations/a/events?cursor=1&await=5"));
+        assert!(!waiting("/v1/conversations/stream/events"));
+    }
+}

@@ -1,0 +1,208 @@
+//! What one node takes on at once: connections, requests, bytes of request bodies, streams, and a rate.
+//!
+//! Everything is refused at the limit, nothing queues here: a client that is told at once can go elsewhere, and memory
+//! stays bounded. The limits are per node; a fair share between clients is a proxy's job, except that one address
+//! cannot take all connections.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+
+use super::watchdog::Patience;
+use crate::config::Config;
+
+/// The limits of a node, from its settings.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Largest ordinary request body, and largest single event.
+    pub body_bytes: usize,
+    /// Largest body that carries a batch or a replacement.
+    pub batch_bytes: usize,
+    pub streams: usize,
+    pub connections: usize,
+    pub connections_per_address: usize,
+    pub in_flight: usize,
+    pub rate: Option<(u64, u64)>,
+    pub patience: Patience,
+    /// How long requests and streams may take to end once the node shuts down: most of what a shutdown may take, since
+    /// a checkpoint follows.
+    pub finish: Duration,
+}
+
+impl Limits {
+    pub(crate) fn of(config: &Config) -> Limits {
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let (rate, burst) = (config.rate_limit_per_second, config.rate_limit_burst);
+        Limits {
+            body_bytes: bytes(config.body_max_bytes),
+            batch_bytes: bytes(config.batch_body_max_bytes),
+            streams: config.stream_max_connections,
+            connections: config.max_connections,
+            connections_per_address: config.max_connections_per_address,
+            in_flight: config.max_inflight_requests,
+            rate: (rate > 0).then_some((rate, if burst > 0 { burst } else { rate })),
+            patience: Patience { head: config.header_timeout, ..Patience::default() },
+            finish: config.shutdown_timeout * 2 / 3,
+        }
+    }
+}
+
+/// A rate with a burst, as one atomic word: the generic cell rate algorithm (ITU-T I.371), lock free.
+pub(crate) struct RateLimit {
+    start: Instant,
+    /// Time one admission costs.
+    interval_ns: u64,
+    /// How far ahead of its pace the caller may run.
+    burst_ns: u64,
+    /// When the next admission would be due at an even pace, since `start`.
+    due_ns: AtomicU64,
+}
+
+impl RateLimit {
+    /// Admits `per_second` on average and up to `burst` at once.
+    pub(crate) fn new(per_second: u64, burst: u64) -> RateLimit {
+        let interval_ns = 1_000_000_000 / per_second.max(1);
+        let burst_ns = interval_ns.saturating_mul(burst.max(1));
+        RateLimit { start: Instant::now(), interval_ns, burst_ns, due_ns: AtomicU64::new(0) }
+    }
+
+    /// Admits one, or says how long until there is room.
+    pub(crate) fn admit(&self) -> Result<(), Duration> {
+        self.admit_at(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn admit_at(&self, now_ns: u64) -> Result<(), Duration> {
+        let next = |due_ns: u64| {
+            let due_ns = due_ns.max(now_ns).saturating_add(self.interval_ns);
+            (due_ns - now_ns <= self.burst_ns).then_some(due_ns)
+        };
+        self.due_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map(drop).map_err(|due_ns| {
+            Duration::from_nanos(
+                due_ns.saturating_add(self.interval_ns).saturating_sub(now_ns + self.burst_ns),
+            )
+        })
+    }
+}
+
+/// Caps on open connections, in all and per address.
+pub(crate) struct ConnectionCaps {
+    total_max: usize,
+    per_address_max: usize,
+    open: Mutex<Open>,
+    gauge: IntGauge,
+}
+
+#[derive(Default)]
+struct Open {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One admitted connection; dropping it makes room.
+pub(crate) struct ConnectionPermit {
+    caps: Arc<ConnectionCaps>,
+    address: IpAddr,
+}
+
+impl ConnectionCaps {
+    /// `gauge` shows how many are open.
+    pub(crate) fn new(total_max: usize, per_address_max: usize, gauge: IntGauge) -> Arc<ConnectionCaps> {
+        Arc::new(ConnectionCaps { total_max, per_address_max, open: Mutex::default(), gauge })
+    }
+
+    /// Admits a connection from `address`, unless that would be one too many.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
+        let address = owner(address);
+        let mut open = self.open.lock();
+        if open.total >= self.total_max {
+            return None;
+        }
+        let here = open.by_address.entry(address).or_default();
+        if *here >= self.per_address_max {
+            return None;
+        }
+        *here += 1;
+        open.total += 1;
+        self.gauge.inc();
+        Some(ConnectionPermit { caps: self.clone(), address })
+    }
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        let mut open = self.caps.open.lock();
+        open.total -= 1;
+        self.caps.gauge.dec();
+        if let Entry::Occupied(mut here) = open.by_address.entry(self.address) {
+            *here.get_mut() -= 1;
+            if *here.get() == 0 {
+                here.remove();
+            }
+        }
+    }
+}
+
+/// The unit that shares a cap: an IPv4 address, or the /64 a single IPv6 subscriber owns.
+fn owner(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_burst_passes_then_the_pace_holds() {
+        let limit = RateLimit::new(10, 5);
+        let admitted = (0..100).filter(|_| limit.admit_at(0).is_ok()).count();
+        assert_eq!(admitted, 5);
+        assert_eq!(limit.admit_at(0), Err(Duration::from_millis(100)));
+        assert_eq!(limit.admit_at(SECOND_NS / 10), Ok(()));
+        assert!(limit.admit_at(SECOND_NS / 10).is_err());
+        let admitted = (0..100).filter(|_| limit.admit_at(10 * SECOND_NS).is_ok()).count();
+        assert_eq!(admitted, 5, "idle time does not add up beyond the burst");
+    }
+
+    #[test]
+    fn connections_are_capped_in_all_and_per_address() {
+        let caps = ConnectionCaps::new(3, 2, Metrics::new().connections.clone());
+        let [a, b] = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])];
+        let first = caps.admit(a).expect("room");
+        let _second = caps.admit(a).expect("room");
+        assert!(caps.admit(a).is_none(), "per address");
+        let _third = caps.admit(b).expect("room");
+        assert!(caps.admit(b).is_none(), "in all");
+        drop(first);
+        assert!(caps.admit(a).is_some());
+    }
+
+    #[test]
+    fn a_closed_address_leaves_nothing_behind() {
+        let caps = ConnectionCaps::new(10, 10, Metrics::new().connections.clone());
+        drop(caps.admit(IpAddr::from([10, 0, 0, 1])));
+        assert!(caps.open.lock().by_address.is_empty());
+    }
+
+    #[test]
+    fn one_ipv6_network_is_one_owner() {
+        let of = |text: &str| owner(text.parse().expect("an address"));
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+    }
+}

@@ -1,0 +1,199 @@
+//! The accept loop: HTTP/1.1 and cleartext HTTP/2 (by prior knowledge) on one port, with upgrades.
+//!
+//! `axum::serve` sets no timer and no limit, so hyper is driven here directly. Every wait for a peer is bounded
+//! ([`super::watchdog`]), connections are capped, and shutting down finishes the requests at work within a bound.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::App;
+use super::limits::ConnectionPermit;
+use super::watchdog::{Activity, Running, Watched};
+
+/// Read and write buffer of one HTTP/1 connection, and with it the largest request head.
+const HTTP1_BUFFER_BYTES: usize = 32 << 10;
+/// Largest list of headers on HTTP/2.
+const HTTP2_HEADERS_BYTES: u32 = 32 << 10;
+/// Requests at once on one HTTP/2 connection.
+const HTTP2_STREAMS_MAX: u32 = 128;
+/// Unread request bytes one HTTP/2 connection may send ahead, per stream and in all.
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// Answer bytes queued per HTTP/2 stream.
+const HTTP2_SEND_BUFFER_BYTES: usize = 64 << 10;
+/// A silent HTTP/2 peer is asked for a sign of life this often, and given up after the timeout.
+const HTTP2_PING_EVERY: Duration = Duration::from_secs(30);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after a failed accept: out of descriptors, most likely, which does not pass at once.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves connections until `shutdown`; then closes the listener and streams, finishes what is at work within a bound,
+/// and returns. Connections that do not end in time are dropped.
+pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken) {
+    let builder = Arc::new(builder());
+    let tasks = TaskTracker::new();
+    let abort = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let Some(permit) = app.admit_connection(peer.ip()) else { continue };
+                let connection = Connection { app: app.clone(), permit, peer, activity: Arc::default() };
+                let (shutdown, abort) = (shutdown.clone(), abort.clone());
+                tasks.spawn(connection.run(stream, builder.clone(), shutdown, abort));
+            }
+            Err(error) if is_peers_fault(&error) => {}
+            Err(error) => {
+                tracing::warn!(event = "accept_failed", %error);
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    app.close();
+    tasks.close();
+    let finished = async { tokio::join!(tasks.wait(), app.streams_ended()) };
+    if tokio::time::timeout(app.limits().finish, finished).await.is_err() {
+        tracing::warn!(event = "connections_dropped", connections = tasks.len());
+        abort.cancel();
+        tasks.wait().await;
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(HTTP1_BUFFER_BYTES).half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HTTP2_PING_EVERY)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+        .max_header_list_size(HTTP2_HEADERS_BYTES)
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES);
+    builder
+}
+
+/// Errors of accept that concern only the connection that was about to be accepted.
+fn is_peers_fault(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+struct Connection {
+    app: App,
+    permit: ConnectionPermit,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+}
+
+impl Connection {
+    async fn run(
+        self,
+        stream: TcpStream,
+        builder: Arc<auto::Builder<TokioExecutor>>,
+        shutdown: CancellationToken,
+        abort: CancellationToken,
+    ) {
+        let Connection { app, permit, peer, activity } = self;
+        // Answers are written whole: waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        let permit = Arc::new(permit);
+        let (patience, metrics) = (app.limits().patience, app.metrics().clone());
+        let service = service_fn({
+            let activity = activity.clone();
+            let permit = permit.clone();
+            move |request: Request<Incoming>| {
+                answer(app.clone(), request, peer, activity.clone(), permit.clone())
+            }
+        });
+        let io = TokioIo::new(Watched::new(stream, activity, patience, metrics));
+        let connection = builder.serve_connection_with_upgrades(io, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            // How a connection ended is its peer's business.
+            _ = connection.as_mut() => return,
+            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            _ = connection => {}
+            () = abort.cancelled() => {}
+        }
+    }
+}
+
+async fn answer(
+    app: App,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+    permit: Arc<ConnectionPermit>,
+) -> Result<Response, Infallible> {
+    let running = activity.begin();
+    let mut request = request.map(Body::new);
+    let upgradable = request.headers().contains_key(http::header::UPGRADE);
+    if upgradable {
+        // An upgraded connection outlives the connection's task, and still counts.
+        request.extensions_mut().insert(permit);
+    }
+    let response = app.call(request, Some(peer)).await;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        activity.set_upgraded();
+    }
+    if response.body().size_hint().exact().is_some() {
+        return Ok(response);
+    }
+    Ok(response.map(|body| Body::new(Answering { body, _running: running })))
+}
+
+pin_project_lite::pin_project! {
+    /// A streamed body: its request is at work until the body ends.
+    struct Answering {
+        #[pin]
+        body: Body,
+        _running: Running,
+    }
+}
+
+impl http_body::Body for Answering {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,239 @@
+//! A TCP stream that gives up on a peer that does not keep up.
+//!
+//! hyper and tungstenite wait for ever: for the rest of a request head, for the next request, for a peer to read what
+//! was written. This wrapper fails the stream instead, so that such a connection costs bounded time, whatever protocol
+//! runs on it. One timer per connection is armed lazily: a connection in use costs no timer traffic.
+//!
+//! Request bodies are not its business ([`super::body`]), since only the handler knows whether it wants one.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use crate::metrics::Metrics;
+
+/// How long a connection may keep the server waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// From the first byte of a request head to its last, and from connecting to the first head.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// Without the peer taking a single byte of what is to be written.
+    pub write: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            write: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What the service tells the stream below it.
+#[derive(Default)]
+pub(crate) struct Activity {
+    /// Requests whose head was complete.
+    started: AtomicU64,
+    /// Requests whose answer is not complete.
+    running: AtomicU32,
+    /// The connection speaks another protocol now, which has rules of its own for silence.
+    upgraded: AtomicBool,
+}
+
+impl Activity {
+    /// Notes a complete request head; the answer is complete when the returned value is dropped.
+    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+        self.started.fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Running(self.clone())
+    }
+
+    pub(crate) fn set_upgraded(&self) {
+        self.upgraded.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request being answered.
+pub(crate) struct Running(Arc<Activity>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The stream with its timers.
+pub(crate) struct Watched {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    patience: Patience,
+    metrics: Metrics,
+    timer: Pin<Box<Sleep>>,
+    /// Request heads seen by the service when bytes last arrived.
+    started_seen: u64,
+    /// When the first byte of a still incomplete head arrived; the connection itself counts as a first byte.
+    head_since: Option<Instant>,
+    idle_since: Option<Instant>,
+    stalled_since: Option<Instant>,
+    is_http2: bool,
+    is_fresh: bool,
+}
+
+impl Watched {
+    pub(crate) fn new(
+        stream: TcpStream,
+        activity: Arc<Activity>,
+        patience: Patience,
+        metrics: Metrics,
+    ) -> Watched {
+        let now = Instant::now();
+        Watched {
+            stream,
+            activity,
+            patience,
+            metrics,
+            timer: Box::pin(tokio::time::sleep_until(now + patience.head)),
+            started_seen: 0,
+            head_since: Some(now),
+            idle_since: None,
+            stalled_since: None,
+            is_http2: false,
+            is_fresh: true,
+        }
+    }
+
+    /// Notes that bytes arrived.
+    fn on_bytes(&mut self, bytes: &[u8]) {
+        if self.is_fresh {
+            self.is_fresh = false;
+            self.is_http2 = bytes.starts_with(b"PRI");
+        }
+        self.idle_since = None;
+        self.settle_head();
+        if self.head_since.is_none() && !self.is_busy() {
+            self.head_since = Some(Instant::now());
+        }
+    }
+
+    /// Forgets the head that was being waited for once the service got it.
+    fn settle_head(&mut self) {
+        let started = self.activity.started.load(Ordering::Relaxed);
+        if started != self.started_seen {
+            self.started_seen = started;
+            self.head_since = None;
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.activity.running.load(Ordering::Relaxed) > 0
+    }
+
+    /// When waiting for more bytes has lasted too long; `None` while it is not the peer's turn.
+    fn read_due(&mut self) -> Option<Instant> {
+        self.settle_head();
+        if self.is_busy() || self.activity.upgraded.load(Ordering::Relaxed) {
+            self.idle_since = None;
+            return None;
+        }
+        match self.head_since {
+            // An HTTP/2 connection sends frames that belong to no request: only its first one has a deadline.
+            Some(since) if !self.is_http2 || self.started_seen == 0 => Some(since + self.patience.head),
+            _ => Some(*self.idle_since.get_or_insert_with(Instant::now) + self.patience.idle),
+        }
+    }
+
+    /// Ready once `due` has passed. The timer is only ever moved to fire earlier, or after it fired.
+    fn poll_due(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
+        if self.timer.deadline() > due {
+            self.timer.as_mut().reset(due);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= due {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+
+    fn on_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled_since = None;
+            self.idle_since = None;
+            return written;
+        }
+        let since = *self.stalled_since.get_or_insert_with(Instant::now);
+        self.poll_due(cx, since + self.patience.write).map(|()| {
+            self.metrics.slow_streams_closed_total.inc();
+            Err(timed_out("the peer does not read"))
+        })
+    }
+}
+
+fn timed_out(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, why)
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                this.on_bytes(&buf.filled()[before..]);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => match this.read_due() {
+                Some(due) => this.poll_due(cx, due).map(|()| Err(timed_out("no request in time"))),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.on_write(cx, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.on_write(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
