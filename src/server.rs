@@ -1,11 +1,241 @@
-//! The composition root: opens the parts, wires them, serves, and shuts down in order.
+//! The composition root: opens the node's files, wires the parts together, serves, and shuts down in order.
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::api::{self, App};
 use crate::config::Config;
+use crate::journal::{BatchReport, Observer, Options, RealDisk};
+use crate::metrics::Metrics;
+use crate::raft::{Node, NodeSettings, RecoverySettings, request_rebuild};
+use crate::shards::Shards;
+use crate::shards::placement::GROUPS;
+use crate::store::{CacheSizes, Failure};
+use crate::tokens::Estimator;
 
-/// Serves until a signal says otherwise.
+/// How long responses to the requests that a failure broke may take to leave before the process ends.
+const FAILURE_GRACE: Duration = Duration::from_millis(500);
+
+/// The exit code when a second signal cut the shutdown short.
+const SECOND_SIGNAL: u8 = 130;
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("listening on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("installing signal handlers: {0}")]
+    Signals(io::Error),
+    #[error("data directory {dir}: {source}")]
+    DataDir { dir: String, source: io::Error },
+    #[error(transparent)]
+    Journal(#[from] crate::journal::OpenError),
+    #[error(transparent)]
+    Node(#[from] crate::raft::StartError),
+    #[error("token estimator: {0}")]
+    Estimator(String),
+}
+
+/// Runs a server until a signal or a failure ends it. The exit code is 0 after an orderly shutdown.
 pub fn run(config: Config) -> ExitCode {
-    tracing::error!(event = "not_wired", node = config.node_name, "the server is not wired up yet");
-    ExitCode::FAILURE
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if config.worker_threads > 0 {
+        builder.worker_threads(config.worker_threads);
+    }
+    let runtime = match builder.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(event = "start_failed", %error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(serve(config)).unwrap_or_else(|error| {
+        error!(event = "start_failed", %error);
+        ExitCode::FAILURE
+    });
+    // What still runs is a recovery that nobody waits for, or work that a second signal cut short.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(config: Config) -> Result<ExitCode, StartError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let bound = config.shutdown_timeout;
+    let starting = Server::start(config);
+    let server = tokio::select! {
+        started = starting => started?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        reason = server.failure.raised() => {
+            tokio::time::sleep(FAILURE_GRACE).await;
+            error!(event = "stopped_by_failure", reason = %reason.text);
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    info!(event = "shutdown_started");
+    tokio::select! {
+        done = tokio::time::timeout(bound, server.shutdown()) => match done {
+            Ok(()) => {
+                info!(event = "shutdown_finished");
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(_) => {
+                error!(event = "shutdown_timed_out", bound_ms = bound.as_millis() as u64);
+                Ok(ExitCode::FAILURE)
+            }
+        },
+        _ = terminate.recv() => Ok(ExitCode::from(SECOND_SIGNAL)),
+        _ = interrupt.recv() => Ok(ExitCode::from(SECOND_SIGNAL)),
+    }
+}
+
+/// A running server.
+pub struct Server {
+    address: SocketAddr,
+    shards: Shards,
+    node: Arc<Node>,
+    failure: Failure,
+    stop: CancellationToken,
+    edge: JoinHandle<()>,
+}
+
+impl Server {
+    /// Binds the port, serves health at once, recovers, and then serves everything.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let metrics = Metrics::new();
+        let failure = Failure::default();
+        let estimator =
+            Estimator::new(&config.token_estimator).map_err(|e| StartError::Estimator(e.to_string()))?;
+        let shards = Shards::new(failure.clone(), config.request_timeout);
+        let stop = CancellationToken::new();
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let config = Arc::new(config);
+        let app = App::new(shards.clone(), estimator, config.clone(), metrics.clone(), address);
+        let edge = tokio::spawn(api::serve(listener, app, stop.clone()));
+        info!(event = "listening", address = %address, node = %config.node_name);
+
+        let node = Arc::new(start_node(&config, &metrics, &failure).await?);
+        shards.attach(node.clone());
+        info!(event = "ready", groups = GROUPS);
+        Ok(Self { address, shards, node, failure, stop, edge })
+    }
+
+    /// The address actually bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Unready first, then finishes requests and closes streams, then a checkpoint, then the files.
+    pub async fn shutdown(self) {
+        self.shards.leave();
+        self.stop.cancel();
+        if let Err(error) = self.edge.await {
+            warn!(event = "edge_failed", %error);
+        }
+        self.node.shutdown().await;
+    }
+}
+
+async fn start_node(config: &Arc<Config>, metrics: &Metrics, failure: &Failure) -> Result<Node, StartError> {
+    let dir = &config.data_dir;
+    let in_data_dir = |source| StartError::DataDir { dir: dir.display().to_string(), source };
+    let node_id = node_id(dir).map_err(in_data_dir)?;
+    let disk = RealDisk::open(&dir.join("journal"))?;
+    let mut journal = Options::new(node_id);
+    journal.segment_bytes = config.segment_bytes as u32;
+    journal.reserve_bytes = config.disk_reserve_bytes;
+    journal.observer = Arc::new(JournalMetrics(metrics.clone()));
+    let poisoned = failure.clone();
+    journal.on_poison = Arc::new(move |reason| poisoned.raise(format!("journal: {reason}"), false));
+    let index_dir = dir.join("index");
+    let settings = NodeSettings {
+        node_id,
+        recovery: RecoverySettings {
+            index_dir: index_dir.clone(),
+            index_cache_bytes: config.index_cache_bytes,
+            caches: CacheSizes {
+                records: config.record_cache_bytes as usize,
+                messages: config.message_cache_bytes as usize,
+            },
+            groups: GROUPS,
+            boot_id: boot_id(),
+        },
+        journal,
+        checkpoint_bytes: config.checkpoint_bytes,
+        checkpoint_interval: config.checkpoint_interval,
+    };
+    note_failures(failure.clone(), index_dir);
+    Ok(Node::start(settings, Arc::new(disk), metrics.clone(), failure.clone()).await?)
+}
+
+/// A failure that distrusts the index leaves a note for the next start.
+fn note_failures(failure: Failure, index_dir: std::path::PathBuf) {
+    tokio::spawn(async move {
+        let reason = failure.raised().await;
+        if reason.rebuild_index {
+            request_rebuild(&index_dir, &reason.text);
+        }
+    });
+}
+
+/// The node's permanent id, made on the first start. It is not the node's name, which may change.
+fn node_id(data_dir: &Path) -> io::Result<u128> {
+    let path = data_dir.join("node-id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Uuid::parse_str(text.trim())
+            .map(|id| id.as_u128())
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = Uuid::new_v4();
+            let temporary = data_dir.join("node-id.new");
+            let mut file = File::create(&temporary)?;
+            writeln!(file, "{id}")?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)?;
+            File::open(data_dir)?.sync_all()?;
+            Ok(id.as_u128())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Changes with every start of the kernel. Where it cannot be read, every start counts as one.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_else(|_| Uuid::new_v4().to_string())
+}
+
+/// Feeds the journal's reports to the metrics.
+struct JournalMetrics(Metrics);
+
+impl Observer for JournalMetrics {
+    fn batch_synced(&self, report: &BatchReport) {
+        let metrics = &self.0;
+        metrics.journal_fsync_seconds.observe(report.sync.as_secs_f64());
+        metrics.journal_batch_bytes.observe(report.bytes as f64);
+        metrics.journal_batch_frames.observe(f64::from(report.frames));
+        metrics.journal_bytes_total.inc_by(report.bytes as u64);
+    }
 }
