@@ -45,7 +45,7 @@ pub fn sample() -> String {
         text.push('\n');
         text.push_str(&commented(setting.doc));
         text.push_str(&commented(&format!("Accepts {}.", setting.accepts())));
-        text.push_str(&format!("# {} = {}\n", setting.key, default_or_example(setting)));
+        text.push_str(&format!("#{} = {}\n", setting.key, default_or_example(setting)));
     }
     text
 }

@@ -1,0 +1,28 @@
+# `make check` only reads; `make fix` writes.
+.DEFAULT_GOAL := help
+.PHONY: help run check fix test tools bench
+
+help: ## List the targets.
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: ## Run the server on port 4000, with its data under ./data.
+	cargo run --release --locked
+
+check: ## Formatting, lints, and dependencies where cargo-deny is installed. Changes nothing.
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo 'cargo-deny is not installed: dependencies not checked'; fi
+
+fix: ## Format, apply what the lints suggest, and regenerate the generated pages.
+	cargo clippy --locked --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt
+	BLESS=1 cargo test --locked --test config
+
+test: tools ## All tests. Installs the tools they need.
+	cargo test --locked
+
+tools: ## Install what the tests call: strace, promtool, curl.
+	@.ci/tools
+
+bench: ## Measure, each figure beside its floor.
+	cargo bench --locked
