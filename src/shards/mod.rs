@@ -18,6 +18,7 @@ use tokio::time::timeout;
 pub use self::read::Watcher;
 pub use self::types::*;
 use crate::conversation::{Action, Command, ConversationId, Reply};
+use crate::metrics::Metrics;
 use crate::raft::{Group, Node, WriteFailure};
 use crate::store::Failure;
 
@@ -71,14 +72,20 @@ impl Shards {
         let command = Command { id: id.clone(), now_ms: now_ms(), action }.encode();
         let weight = command.len().min(PROPOSED_BYTES_MAX) as u32;
         let _room = self.0.proposed_bytes.acquire_many(weight).await.map_err(|_| WriteError::Draining)?;
-        let group = self.group(id).ok_or_else(|| WriteError::NotApplied(STARTING.into()))?;
+        let node = self.0.node.get().ok_or_else(|| WriteError::NotApplied(STARTING.into()))?;
+        let _inflight = InFlight::new(&node.shared.metrics, weight);
+        let group = &node.groups[usize::from(placement::group_of(id))];
+        let unknown = |why| {
+            node.shared.metrics.unknown_outcomes_total.inc();
+            WriteError::UnknownOutcome(why)
+        };
         match timeout(self.0.write_timeout, group.write(command)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(WriteFailure::NotLeader)) => {
                 Err(WriteError::NotApplied(WriteFailure::NotLeader.to_string()))
             }
-            Ok(Err(WriteFailure::Unknown(why))) => Err(WriteError::UnknownOutcome(why)),
-            Err(_) => Err(WriteError::UnknownOutcome(format!("no answer within {:?}", self.0.write_timeout))),
+            Ok(Err(WriteFailure::Unknown(why))) => Err(unknown(why)),
+            Err(_) => Err(unknown(format!("no answer within {:?}", self.0.write_timeout))),
         }
     }
 
@@ -132,6 +139,28 @@ impl Shards {
 
     fn group(&self, id: &ConversationId) -> Option<&Group> {
         Some(&self.0.node.get()?.groups[usize::from(placement::group_of(id))])
+    }
+}
+
+/// A proposal in the gauges, for as long as it is unanswered.
+struct InFlight<'a> {
+    metrics: &'a Metrics,
+    bytes: i64,
+}
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a Metrics, bytes: u32) -> Self {
+        let bytes = i64::from(bytes);
+        metrics.proposals_inflight.inc();
+        metrics.proposed_bytes.add(bytes);
+        Self { metrics, bytes }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.metrics.proposals_inflight.dec();
+        self.metrics.proposed_bytes.sub(self.bytes);
     }
 }
 

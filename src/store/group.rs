@@ -246,7 +246,10 @@ impl GroupStore {
 
     /// Bytes of messages, from the cache only; `None` when one is missing there.
     pub(crate) fn cached_bodies(&self, locations: impl Iterator<Item = Location>) -> Option<Vec<Bytes>> {
-        locations.map(|at| self.shared.bodies.get(&(at.segment, at.offset))).collect()
+        let bodies: Option<Vec<Bytes>> =
+            locations.map(|at| self.shared.bodies.get(&(at.segment, at.offset))).collect();
+        self.shared.metrics.body_cache_hits.inc_by(bodies.as_ref().map_or(0, Vec::len) as u64);
+        bodies
     }
 
     /// Bytes of messages, from cache or journal, verified. Does IO.
