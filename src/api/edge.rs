@@ -12,6 +12,7 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -150,17 +151,12 @@ impl App {
         let request_id = inner.ids.of(request.headers());
         let accepted_encoding = request.headers().get(header::ACCEPT_ENCODING).cloned();
         let metrics = &inner.app.metrics;
-        metrics.http_inflight.inc();
         let mut response = match inner.admit(&request) {
-            Ok(_permit) => inner.handle(request).await,
+            Ok(_admission) => inner.handle(request).await,
             Err(refusal) => refusal.into_response(),
         };
-        metrics.http_inflight.dec();
         if let Some(error) = render(&mut response, Dialect::of_path(uri.path()), &request_id) {
             log_error(&error, &uri, &request_id);
-            if matches!(error, ApiError::UnknownOutcome(_)) {
-                metrics.unknown_outcomes_total.inc();
-            }
         }
         if let Some(accepted) = &accepted_encoding {
             response = compress(response, accepted).await;
@@ -169,7 +165,8 @@ impl App {
         metrics.requests(status);
         let peer = peer.map(tracing::field::display);
         let ms = started.elapsed().as_secs_f64() * 1_000.0;
-        tracing::debug!(event = "request", %method, path = uri.path(), status, ms, request_id, peer);
+        let conversation_id = conversation_in(uri.path());
+        tracing::debug!(event = "request", %method, path = uri.path(), conversation_id, status, ms, request_id, peer);
         if let Ok(id) = HeaderValue::try_from(request_id) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -206,10 +203,11 @@ impl App {
 
 impl Inner {
     /// Decides whether to serve a request, before anything of its body is read.
-    fn admit(&self, request: &Request) -> Result<Option<SemaphorePermit<'_>>, ApiError> {
+    fn admit(&self, request: &Request) -> Result<Admission<'_>, ApiError> {
         let uri = request.uri();
+        let gauge = Counted::new(&self.app.metrics.http_inflight);
         if uri.path().starts_with("/health/") {
-            return Ok(None);
+            return Ok((gauge, None));
         }
         if uri.path() != "/metrics" || !self.app.config.metrics_public {
             self.keys.authorize(request.headers())?;
@@ -225,10 +223,10 @@ impl Inner {
             });
         }
         if is_waiting(uri) {
-            return Ok(None);
+            return Ok((gauge, None));
         }
         match self.in_flight.try_acquire() {
-            Ok(permit) => Ok(Some(permit)),
+            Ok(permit) => Ok((gauge, Some(permit))),
             Err(_) => {
                 self.app.metrics.overloaded_total.inc();
                 Err(ApiError::Unavailable("too many requests at once".into()))
@@ -246,6 +244,25 @@ impl Inner {
     }
 }
 
+/// What a request holds while it is served; a client that goes away drops it too.
+type Admission<'a> = (Counted<'a>, Option<SemaphorePermit<'a>>);
+
+/// One more on a gauge, as long as it lives.
+struct Counted<'a>(&'a IntGauge);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a IntGauge) -> Counted<'a> {
+        gauge.inc();
+        Counted(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Requests that are meant to last are capped as streams, not as requests at work.
 fn is_waiting(uri: &Uri) -> bool {
     let waits = |query: &str| form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "wait");
@@ -257,9 +274,16 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown kind")
 }
 
+/// The conversation a path is about, as it was sent: percent-encoded, and perhaps no valid id.
+fn conversation_in(path: &str) -> Option<&str> {
+    let mut segments = path.strip_prefix("/v1/")?.split('/');
+    let resources = segments.next()?;
+    Dialect::ALL.iter().any(|dialect| dialect.resources() == resources).then(|| segments.next()).flatten()
+}
+
 /// Logs what an operator should know; what is the client's doing is in the access log alone.
 fn log_error(error: &ApiError, uri: &Uri, request_id: &str) {
-    let conversation_id = uri.path().split('/').nth(3);
+    let conversation_id = conversation_in(uri.path());
     let error_code = error.code();
     match error {
         ApiError::Internal(detail) => {
@@ -310,6 +334,15 @@ mod tests {
             assert_eq!(of(bad).len(), 17, "{bad}");
         }
         assert_ne!(ids.of(&HeaderMap::new()), ids.of(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_conversation_of_a_path_is_found_for_the_log() {
+        assert_eq!(conversation_in("/v1/conversations/a/events"), Some("a"));
+        assert_eq!(conversation_in("/v1/contexts/a"), Some("a"));
+        assert_eq!(conversation_in("/v1/conversations"), None);
+        assert_eq!(conversation_in("/v1/cluster/drain"), None);
+        assert_eq!(conversation_in("/health/live"), None);
     }
 
     #[test]

@@ -237,3 +237,104 @@ impl AsyncWrite for Watched {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    const SHORT: Duration = Duration::from_millis(100);
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Both ends of a connection, the server's one watched.
+    async fn connected(patience: Patience) -> (Watched, TcpStream, Arc<Activity>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let activity = Arc::new(Activity::default());
+        let stream = server.expect("accepted").0;
+        let watched = Watched::new(stream, activity.clone(), patience, Metrics::new());
+        (watched, client.expect("connected"), activity)
+    }
+
+    /// Reads once: the bytes, or whether the stream gave up.
+    async fn read(watched: &mut Watched) -> Result<usize, io::ErrorKind> {
+        let mut buffer = [0; 64];
+        let read = timeout(LONG, watched.read(&mut buffer)).await.expect("ends in time");
+        read.map_err(|error| error.kind())
+    }
+
+    fn patience(head: Duration, idle: Duration) -> Patience {
+        Patience { head, idle, write: LONG }
+    }
+
+    #[tokio::test]
+    async fn silence_before_and_within_a_head_is_cut_off() {
+        let (mut watched, mut client, _) = connected(patience(SHORT, LONG)).await;
+        assert_eq!(read(&mut watched).await, Err(io::ErrorKind::TimedOut));
+        let (mut watched, mut dripping, _) = connected(patience(2 * SHORT, LONG)).await;
+        let drip = async {
+            while dripping.write_all(b"G").await.is_ok() {
+                tokio::time::sleep(SHORT / 4).await;
+            }
+        };
+        let reading = async { while read(&mut watched).await.is_ok() {} };
+        tokio::select! {
+            () = drip => panic!("the client is not cut off yet"),
+            () = reading => {}
+        }
+        let _ = client.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_at_work_is_left_alone_and_an_idle_one_has_its_own_time() {
+        let (mut watched, mut client, activity) = connected(patience(SHORT, 3 * SHORT)).await;
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
+        read(&mut watched).await.expect("the head");
+        let running = activity.begin();
+        assert!(
+            timeout(5 * SHORT, watched.read(&mut [0; 8])).await.is_err(),
+            "waits while a request is at work"
+        );
+        drop(running);
+        let idle = Instant::now();
+        assert!(timeout(2 * SHORT, watched.read(&mut [0; 8])).await.is_err(), "longer than a head may take");
+        assert_eq!(read(&mut watched).await, Err(io::ErrorKind::TimedOut));
+        assert!(idle.elapsed() >= 3 * SHORT);
+    }
+
+    #[tokio::test]
+    async fn an_upgraded_connection_may_be_silent() {
+        let (mut watched, mut client, activity) = connected(patience(SHORT, SHORT)).await;
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
+        read(&mut watched).await.expect("the head");
+        drop(activity.begin());
+        activity.set_upgraded();
+        assert!(timeout(4 * SHORT, watched.read(&mut [0; 8])).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
+        let stalling = Patience { write: 3 * SHORT, ..patience(LONG, LONG) };
+        let (mut watched, _client, _) = connected(stalling).await;
+        let written = timeout(LONG, watched.write_all(&vec![0; 64 << 20])).await.expect("ends in time");
+        assert_eq!(written.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(watched.metrics.slow_streams_closed_total.get(), 1);
+
+        let (mut watched, mut slow, _) = connected(stalling).await;
+        let whole = 16 << 20;
+        let slowly = async {
+            let mut buffer = vec![0; 1 << 20];
+            let mut taken = 0;
+            while taken < whole {
+                taken += slow.read(&mut buffer).await.expect("connected");
+                tokio::time::sleep(SHORT / 5).await;
+            }
+        };
+        let content = vec![0; whole];
+        let (written, ()) = tokio::join!(watched.write_all(&content), slowly);
+        assert!(written.is_ok(), "progress counts, not speed");
+    }
+}
