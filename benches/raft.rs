@@ -1,6 +1,8 @@
 //! What Raft and the store cost per append: the bare journal beside the same messages through 256 groups, in one
 //! run. Run with `cargo bench --bench raft`; decision 002 quotes it.
 
+#![allow(clippy::print_stdout)] // A bench reports on its standard output.
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

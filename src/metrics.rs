@@ -19,6 +19,7 @@ const LATENCY_MS: &[f64] = &[
 ];
 const SYNC_SECONDS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0];
+const COUNT_SECONDS: &[f64] = &[0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
 const BATCH_BYTES: &[f64] = &[4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 const COUNTS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0];
 const TOKENS: &[f64] =
@@ -81,8 +82,8 @@ metrics! {
     appended_bytes_total: Counter() = "fastpaca_appended_bytes_total",
     /// Appends answered from a remembered idempotency key.
     idempotent_replays_total: Counter() = "fastpaca_idempotent_replays_total",
-    /// Time to count the tokens of one request, in milliseconds.
-    token_count_ms: Histogram(LATENCY_MS) = "fastpaca_token_count_ms",
+    /// Time to count the tokens of one request, in seconds.
+    token_count_seconds: Histogram(COUNT_SECONDS) = "fastpaca_token_count_seconds",
     /// HTTP requests answered, by class of status.
     http_requests: StatusClasses() = "fastpaca_http_requests_total",
     /// HTTP requests being served.

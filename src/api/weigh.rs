@@ -84,7 +84,7 @@ impl Counter<'_> {
         }
         let started = Instant::now();
         let weighed = messages.into_iter().map(|message| self.weigh_one(message)).collect();
-        self.scales.metrics.token_count_ms.observe(started.elapsed().as_secs_f64() * 1_000.0);
+        self.scales.metrics.token_count_seconds.observe(started.elapsed().as_secs_f64());
         Ok(weighed)
     }
 

@@ -19,7 +19,7 @@ const MAX_MEMBERS: usize = 1024;
 /// A frame that passed its checksum but does not decode: written by a newer version, or a bug.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("undecodable {what}: {reason}")]
-pub struct RecordError {
+pub(crate) struct RecordError {
     pub(crate) what: &'static str,
     pub(crate) reason: &'static str,
 }

@@ -26,7 +26,7 @@ const APPEND_BYTES_MAX: usize = 4 << 20;
 
 /// The log of one group. Clones share it: openraft's writer, its readers and the state machine.
 #[derive(Clone)]
-pub struct LogStore {
+pub(crate) struct LogStore {
     group: u16,
     journal: Journal,
     state: Arc<Mutex<GroupLog>>,

@@ -26,7 +26,7 @@ pub(crate) type Snapshot = alias::SnapshotOf<TypeConfig, GroupSnapshot>;
 const BLOCKS_IN_FLIGHT: usize = 4;
 
 /// A snapshot's contents: a handle to the group that has them.
-pub struct GroupSnapshot(pub(super) Arc<GroupStore>);
+pub(crate) struct GroupSnapshot(pub(super) Arc<GroupStore>);
 
 /// The group's newest durable checkpoint as a snapshot; `None` before the first.
 pub(crate) fn current(store: &Arc<GroupStore>) -> io::Result<Option<Snapshot>> {

@@ -16,7 +16,7 @@ use crate::conversation::{FrameLocation, Reply};
 use crate::store::{Applied, Failure, GroupStore, StoreError};
 
 /// Applies one group's committed entries.
-pub struct StateMachine {
+pub(crate) struct StateMachine {
     pub(super) store: Arc<GroupStore>,
     pub(super) log: LogStore,
     failure: Failure,
@@ -103,7 +103,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 }
 
 /// Names the durable checkpoint as the snapshot: nothing is copied until a receiver asks for it.
-pub struct Builder {
+pub(crate) struct Builder {
     store: Arc<GroupStore>,
     /// Somebody needs everything applied, not just what the last checkpoint covered.
     checkpoint_first: bool,

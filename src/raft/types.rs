@@ -10,7 +10,7 @@ use crate::journal::Position;
 
 openraft::declare_raft_types!(
     /// Raft over encoded conversation commands.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Proposal,
         R = Option<Reply>,
         NodeId = u64,
@@ -18,7 +18,7 @@ openraft::declare_raft_types!(
 );
 
 /// A replica of one group. Never reused within a group, so that an emptied node cannot pass for its former self.
-pub type ReplicaId = u64;
+pub(crate) type ReplicaId = u64;
 pub(crate) type LogId = alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = alias::VoteOf<TypeConfig>;
 pub(crate) type Entry = alias::EntryOf<TypeConfig>;
@@ -28,7 +28,7 @@ pub(crate) type LeaderId = alias::CommittedLeaderIdOf<TypeConfig>;
 
 /// The node that hosts a replica: its permanent id. Addresses live elsewhere, since they change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Host {
+pub(crate) struct Host {
     pub node_id: u128,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Host {
 
 /// An encoded command on its way through the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proposal {
+pub(crate) struct Proposal {
     /// [`crate::conversation::Command::encode`].
     pub command: Bytes,
     /// Where the encoding begins in this node's journal; known once the entry was appended here.

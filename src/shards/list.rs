@@ -87,7 +87,7 @@ fn matches(query: &ListQuery, description: &Description) -> bool {
     };
     query.metadata.iter().all(|(key, wanted)| match metadata.get(key) {
         Some(serde_json::Value::String(text)) => text == wanted,
-        Some(other) => other.to_string() == *wanted,
+        Some(other) => serde_json::to_string(other).is_ok_and(|text| text == *wanted),
         None => false,
     })
 }

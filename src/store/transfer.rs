@@ -32,6 +32,9 @@ const IDS_AT_A_TIME: usize = 256;
 /// Physical records written or removed in one batch while installing.
 const RECORDS_PER_BATCH: usize = 2_000;
 
+/// Shows every message location of a document, to be read or replaced.
+type VisitLocations<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&mut Location));
+
 /// One piece of a snapshot. Ordinals are sent and persisted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Block {
@@ -177,7 +180,7 @@ impl GroupStore {
 
     fn emit_bodies(
         &self,
-        visit: &mut dyn FnMut(&mut dyn FnMut(&mut Location)),
+        visit: VisitLocations<'_>,
         emit: &mut dyn FnMut(Block) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let mut locations = Vec::new();
@@ -312,7 +315,7 @@ impl Importer<'_> {
     }
 
     /// Gives a document's messages the places that its bodies came to lie at.
-    fn relocate(&mut self, visit: &mut dyn FnMut(&mut dyn FnMut(&mut Location))) -> Result<(), StoreError> {
+    fn relocate(&mut self, visit: VisitLocations<'_>) -> Result<(), StoreError> {
         let mut places = std::mem::take(&mut self.places).into_iter();
         let mut complete = true;
         visit(&mut |location| match places.next() {
