@@ -44,9 +44,9 @@ impl Settings {
         DEFAULT.clone()
     }
 
-    /// Tokens above which the window needs compaction.
-    pub(super) fn exceeds_trigger(&self, tokens: u64) -> bool {
-        tokens as f64 > self.trigger_ratio * self.token_budget as f64
+    /// A window of more tokens needs compaction.
+    pub(super) fn trigger_tokens(&self) -> u64 {
+        (self.trigger_ratio * self.token_budget as f64).floor() as u64
     }
 
     pub(super) fn heap_bytes(&self) -> usize {

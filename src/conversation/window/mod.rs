@@ -1,5 +1,18 @@
 //! Windows: which messages, within a token budget, a model is to see. Pure planning; no body is read.
 
+mod assemble;
+mod candidates;
+mod edits;
+mod select;
+mod summaries;
+mod view;
+
+use self::assemble::assemble;
+use self::candidates::Candidates;
+use self::select::{Caps, Selection};
+use self::summaries::plan_summaries;
+use self::view::View;
+use super::history::Events;
 use super::message::Location;
 use super::runs::{History, HistoryError};
 use super::{Conversation, ConversationId};
@@ -132,6 +145,23 @@ pub fn plan_window(
     history: &dyn History,
     query: &WindowQuery,
 ) -> Result<WindowPlan, PlanError> {
-    let _ = (conversation, id, history, query);
-    Err(PlanError::History(HistoryError::Storage("windows are not planned yet".to_owned())))
+    let view = View::at(query.at_version, conversation, id, history)?;
+    let budget = query.budget_tokens.unwrap_or(view.settings.token_budget);
+    let trigger = view.settings.trigger_tokens();
+    let bounds = view.settings.policy.strategy().bounds();
+    let max_tokens = bounds.max_tokens.unwrap_or(u64::MAX);
+
+    let summaries = plan_summaries(&view)?;
+    let events = Events::new(conversation, id, history);
+    let mut candidates = Candidates::new(&view, events, conversation.leading_system.as_deref())?;
+    let unbudgeted = Caps { limit: bounds.limit, max_tokens, budget: u64::MAX };
+    let wanted = Selection::make(&mut candidates, &summaries, unbudgeted, budget.max(trigger))?;
+    let needs_compaction = wanted.tokens > budget.min(trigger);
+    let selection = if wanted.tokens <= budget {
+        wanted
+    } else {
+        Selection::make(&mut candidates, &summaries, Caps { budget, ..unbudgeted }, u64::MAX)?
+    };
+    debug_assert!(selection.tokens <= budget, "a window never exceeds its budget");
+    Ok(assemble(&view, candidates, summaries, selection, needs_compaction, query.explain))
 }

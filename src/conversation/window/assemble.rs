@@ -1,0 +1,140 @@
+//! A selection made into a window: messages and segments in order, and what was left out.
+
+use super::candidates::{Candidate, Candidates};
+use super::select::{Choice, Selection};
+use super::summaries::PlannedSummary;
+use super::view::View;
+use super::{LeftOut, PlannedMessage, Reason, Segment, WindowPlan};
+
+pub(super) fn assemble(
+    view: &View<'_>,
+    mut candidates: Candidates<'_>,
+    summaries: Vec<PlannedSummary>,
+    selection: Selection,
+    needs_compaction: bool,
+    explain: bool,
+) -> WindowPlan {
+    let mut out = Assembly {
+        messages: Vec::with_capacity(selection.live.len()),
+        segments: Vec::new(),
+        left_out: Vec::new(),
+        explain,
+        interrupted: false,
+        beyond_cut: selection.cut.unwrap_or(Reason::OverBudget),
+    };
+    let unread_from = if candidates.leading.is_some() { 2 } else { 1 };
+    if let Some(leading) = candidates.leading.take() {
+        out.live(leading, selection.leading);
+    }
+    out.unread(view, unread_from, candidates.next_seq());
+    let mut summaries = summaries.into_iter().zip(selection.summaries).peekable();
+    let scanned = candidates.into_scanned();
+    let mut choices = selection.live;
+    choices.resize(scanned.len(), Choice::Open);
+    for (candidate, choice) in scanned.into_iter().zip(choices).rev() {
+        while let Some((summary, choice)) =
+            summaries.next_if(|(summary, _)| summary.from_seq < candidate.seq())
+        {
+            out.summary(summary, choice);
+        }
+        out.live(candidate, choice);
+    }
+    summaries.for_each(|(summary, choice)| out.summary(summary, choice));
+    WindowPlan {
+        version: view.version,
+        used_tokens: selection.tokens,
+        needs_compaction,
+        segments: out.segments,
+        messages: out.messages,
+        left_out: merged(out.left_out),
+    }
+}
+
+/// A window being put together in ascending order.
+struct Assembly {
+    messages: Vec<PlannedMessage>,
+    segments: Vec<Segment>,
+    left_out: Vec<LeftOut>,
+    explain: bool,
+    /// Something was left out since the last message, so that the next one begins a segment.
+    interrupted: bool,
+    beyond_cut: Reason,
+}
+
+impl Assembly {
+    fn live(&mut self, candidate: Candidate, choice: Choice) {
+        let seq = candidate.seq();
+        let reason = match choice {
+            Choice::In => {
+                if let Some(partly) = candidate.reason {
+                    self.leave_out(seq, seq, partly);
+                }
+                self.show_live(seq);
+                return self.messages.push(candidate.into_planned());
+            }
+            Choice::Out(reason) => reason,
+            Choice::Open => self.beyond_cut,
+        };
+        self.interrupted |= !candidate.emptied;
+        self.leave_out(seq, seq, reason);
+    }
+
+    fn show_live(&mut self, seq: u64) {
+        match self.segments.last_mut() {
+            Some(Segment::Live { to_seq, .. }) if !self.interrupted => *to_seq = seq,
+            _ => self.segments.push(Segment::Live { from_seq: seq, to_seq: seq }),
+        }
+        self.interrupted = false;
+    }
+
+    fn summary(&mut self, summary: PlannedSummary, choice: Choice) {
+        let PlannedSummary { from_seq, to_seq, messages, .. } = summary;
+        match choice {
+            Choice::In => {
+                self.segments.push(Segment::Summary { from_seq, to_seq });
+                self.messages.extend(messages);
+                self.interrupted = false;
+            }
+            Choice::Out(reason) => {
+                self.interrupted = true;
+                self.leave_out(from_seq, to_seq, reason);
+            }
+            Choice::Open => debug_assert!(false, "every summary is decided on"),
+        }
+    }
+
+    /// The live messages of a range that was not even looked at.
+    fn unread(&mut self, view: &View<'_>, from_seq: u64, to_seq: u64) {
+        if to_seq < from_seq {
+            return;
+        }
+        self.interrupted = true;
+        let mut end = view.live_at_or_below(to_seq);
+        while self.explain && end >= from_seq {
+            let before = view.summaries.partition_point(|summary| summary.to_seq < end);
+            let covered_to = view.summaries[..before].last().map_or(0, |summary| summary.to_seq);
+            let start = from_seq.max(covered_to + 1);
+            self.leave_out(start, end, self.beyond_cut);
+            end = view.live_at_or_below(start - 1);
+        }
+    }
+
+    fn leave_out(&mut self, from_seq: u64, to_seq: u64, reason: Reason) {
+        if self.explain {
+            self.left_out.push(LeftOut { from_seq, to_seq, reason });
+        }
+    }
+}
+
+/// By position, neighbours of one reason as one.
+fn merged(mut left_out: Vec<LeftOut>) -> Vec<LeftOut> {
+    left_out.sort_by_key(|range| range.from_seq);
+    left_out.dedup_by(|next, range| {
+        let continues = range.reason == next.reason && range.to_seq + 1 == next.from_seq;
+        if continues {
+            range.to_seq = next.to_seq;
+        }
+        continues
+    });
+    left_out
+}
