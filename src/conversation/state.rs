@@ -168,6 +168,7 @@ impl Conversation {
             + metas_heap_bytes(&self.open)
             + (self.open.capacity() - self.open.len()) * size_of::<MessageMeta>()
             + self.changes.iter().map(Change::heap_bytes).sum::<usize>()
+            + (self.changes.capacity() - self.changes.len()) * size_of::<Change>()
             + self.calls.heap_bytes()
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Inner {
     pub(super) applied: Option<Applied>,
     /// Opaque to the store; the Raft layer's encoding.
     pub(super) membership: Bytes,
-    pub(super) live: HashMap<ConversationId, Live>,
+    pub(super) live: HashMap<ConversationId, Box<Live>>,
     pub(super) fresh: Fresh,
     /// What a running checkpoint is writing; still read from here until it is in the index.
     pub(super) writing: Option<Arc<Fresh>>,
@@ -327,7 +327,7 @@ impl GroupStore {
     }
 
     /// Takes a conversation out of memory, loading it first if need be.
-    fn take(&self, inner: &mut Inner, id: &ConversationId) -> Result<Option<Live>, StoreError> {
+    fn take(&self, inner: &mut Inner, id: &ConversationId) -> Result<Option<Box<Live>>, StoreError> {
         if let Some(live) = inner.live.remove(id) {
             self.shared.metrics.record_cache_hits.inc();
             return Ok(Some(live));
@@ -339,10 +339,10 @@ impl GroupStore {
             key: super::value::printable(&key),
             reason: "undecodable record",
         })?;
-        let bytes = conversation.heap_bytes() + id.as_str().len();
+        let bytes = live_bytes(&conversation, id);
         self.shared.record_bytes.fetch_add(bytes, Ordering::Relaxed);
         inner.loads_since_sweep += 1;
-        Ok(Some(Live { conversation, dirty: false, writing: false, touched: true, bytes }))
+        Ok(Some(Box::new(Live { conversation, dirty: false, writing: false, touched: true, bytes })))
     }
 
     /// Newly appended messages are the ones read next.
@@ -353,9 +353,16 @@ impl GroupStore {
             return;
         };
         for (message, at) in messages.iter().zip(locations) {
-            self.shared.bodies.insert((at.segment, at.offset), message.body.clone());
+            // A copy: a slice would keep the whole command in memory.
+            self.shared.bodies.insert((at.segment, at.offset), Bytes::copy_from_slice(&message.body));
         }
     }
+}
+
+/// What a record in memory takes, with its share of the map.
+fn live_bytes(conversation: &Conversation, id: &ConversationId) -> usize {
+    const MAP_ENTRY_BYTES: usize = 64;
+    conversation.heap_bytes() + size_of::<Live>() + id.as_str().len() + MAP_ENTRY_BYTES
 }
 
 impl Live {
@@ -365,7 +372,7 @@ impl Live {
 }
 
 impl Inner {
-    fn put_back(&mut self, id: &ConversationId, live: Option<Live>) {
+    fn put_back(&mut self, id: &ConversationId, live: Option<Box<Live>>) {
         if let Some(live) = live {
             self.live.insert(id.clone(), live);
         }
@@ -379,9 +386,10 @@ impl Inner {
         dirty: bool,
         writing: bool,
     ) {
-        let bytes = conversation.heap_bytes() + id.as_str().len();
+        let bytes = live_bytes(&conversation, id);
         shared.record_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.live.insert(id.clone(), Live { conversation, dirty, writing, touched: true, bytes });
+        let live = Live { conversation, dirty, writing, touched: true, bytes };
+        self.live.insert(id.clone(), Box::new(live));
     }
 
     /// Evicts clean records that were not used since the last sweep, when the node's records are over budget.

@@ -152,12 +152,15 @@ impl Shared {
     }
 }
 
+/// What the cache keeps beside the bytes of a body: its key, handle, bookkeeping, and the allocation's own.
+const BODY_OVERHEAD_BYTES: u64 = 160;
+
 #[derive(Clone)]
 pub(crate) struct BodyWeight;
 
 impl Weighter<(u32, u32), Bytes> for BodyWeight {
     fn weight(&self, _: &(u32, u32), body: &Bytes) -> u64 {
-        body.len() as u64 + 96
+        body.len() as u64 + BODY_OVERHEAD_BYTES
     }
 }
 
