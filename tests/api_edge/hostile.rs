@@ -1,0 +1,277 @@
+//! Clients that mean harm or know no better: a clear 4xx or a closed connection, and nobody else notices.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::process::{Node, resident_bytes};
+use crate::support::{Answer, CONVERSATIONS, Client, DIALECTS, PATIENCE, TestServer, fresh};
+
+/// Sends bytes and reads what comes until the connection ends.
+async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let _ = socket.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("the connection ends");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+async fn post_text(client: &Client, id: &str, text: impl Into<reqwest::Body>) -> Answer {
+    let request = client.request(Method::POST, &client.log(id)).header(CONTENT_TYPE, "application/json");
+    Answer::of(request.body(text)).await
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_json_are_named_as_such() {
+    for words in DIALECTS {
+        let client = Client::shared(words);
+        let id = fresh("not-json");
+        client.create(&id).await;
+        let in_event =
+            |member: &str| format!(r#"{{"{}":{{"role":"user","parts":[{member}]}}}}"#, words.event);
+        for text in [
+            String::new(),
+            "{".to_owned(),
+            "nonsense".to_owned(),
+            "{}{}".to_owned(),
+            in_event(r#"{"type":"text","text":"\ud800"}"#),
+            in_event(r#"{"type":"text","text":"\x"}"#),
+            in_event("{\"type\":\"text\",\"text\":\"a\nb\"}"),
+            in_event(r#"{"type":"text",}"#),
+            in_event(&format!("{}{}", "[".repeat(200), "]".repeat(200))),
+            in_event(&"[".repeat(100_000)),
+        ] {
+            post_text(&client, &id, text).await.fails(400, "invalid_json");
+        }
+        let invalid_utf8 = [b"{\"".as_slice(), &[0xff, 0xfe], b"\":1}"].concat();
+        post_text(&client, &id, invalid_utf8).await.fails(400, "invalid_json");
+        let lone = in_event(r#"{"type":"text","text":"\uDEAD"}"#);
+        assert!(post_text(&client, &id, lone).await.fails(400, "invalid_json").contains(r"\uDEAD"));
+        for path in [id.clone(), format!("{id}/compact"), format!("{id}/metadata")] {
+            let method = match path.rsplit('/').next().unwrap() {
+                "compact" => Method::POST,
+                "metadata" => Method::PATCH,
+                _ => Method::PUT,
+            };
+            Answer::of(client.request(method, &path).body("{\"a\":")).await.fails(400, "invalid_json");
+        }
+        assert_eq!(client.get(&id).await.json["version"], 0);
+    }
+}
+
+#[tokio::test]
+async fn wrong_types_for_every_field_are_named() {
+    let wrong = [json!(true), json!(-1), json!(1.5), json!("x"), json!([[]]), json!({"a": {}})];
+    for words in DIALECTS {
+        let client = Client::shared(words);
+        let id = fresh("types");
+        client.create(&id).await;
+        // Field, the kinds of JSON it takes.
+        let event_fields = [
+            ("role", "string"),
+            ("parts", "array of objects"),
+            ("content", "string"),
+            ("metadata", "object"),
+            ("token_count", "number"),
+        ];
+        let body_fields = [("idempotency_key", "string"), ("if_version", "number")];
+        let fits = |kind: &str, value: &Value| match kind {
+            "string" => value.is_string(),
+            "object" => value.is_object(),
+            "number" => value.is_u64(),
+            _ => false,
+        };
+        for value in &wrong {
+            for (field, kind) in event_fields.iter().filter(|(_, kind)| !fits(kind, value)) {
+                let mut event = json!({"role": "user", "parts": []});
+                event[*field] = value.clone();
+                if *field == "content" {
+                    event.as_object_mut().unwrap().remove("parts");
+                }
+                let message =
+                    client.post(&id, json!({words.event: event})).await.fails(400, "invalid_request");
+                assert!(
+                    message.starts_with(&format!("{}.{field}", words.event)),
+                    "{field} ({kind}): {message}"
+                );
+            }
+            for (field, _) in body_fields.iter().filter(|(_, kind)| !fits(kind, value)) {
+                let body = json!({words.event: {"role": "user", "content": "a"}, *field: value});
+                let message = client.post(&id, body).await.fails(400, "invalid_request");
+                assert!(message.starts_with(field), "{message}");
+            }
+            let message = client.post(&id, value.clone()).await.fails(400, "invalid_request");
+            assert!(!message.is_empty());
+        }
+        assert_eq!(client.get(&id).await.json["version"], 0, "nothing was appended");
+    }
+}
+
+#[tokio::test]
+async fn bodies_over_the_limit_are_refused_whole() {
+    // Segments of the usual size, into which a batch of the largest size fits.
+    let server = TestServer::start(|config| config.segment_bytes = 64 << 20);
+    let client = Client::new(CONVERSATIONS, server.address);
+    let id = fresh("large");
+    client.create(&id).await;
+    let event = |bytes: usize| {
+        json!({"event": {"role": "user", "content": "x".repeat(bytes), "token_count": 1}}).to_string()
+    };
+    post_text(&client, &id, event((1 << 20) - 100)).await.expect(201);
+    let message = post_text(&client, &id, event(1 << 20)).await.fails(413, "too_large");
+    assert!(message.contains("1048576"), "{message}");
+    let batch = |count: usize, bytes: usize| {
+        let one = json!({"role": "user", "content": "x".repeat(bytes), "token_count": 1});
+        json!({"events": vec![one; count]}).to_string()
+    };
+    post_text(&client, &id, batch(7, 1_000_000)).await.expect(201);
+    let message = post_text(&client, &id, batch(9, 1_000_000)).await.fails(413, "too_large");
+    assert!(message.contains("8388608"), "{message}");
+    let message = post_text(&client, &id, batch(2, 1 << 20)).await.fails(413, "too_large");
+    assert!(message.starts_with("events[0]"), "{message}");
+    let put =
+        client.request(Method::PUT, &id).body(format!(r#"{{"metadata":{{"a":"{}"}}}}"#, "x".repeat(1 << 20)));
+    Answer::of(put).await.fails(413, "too_large");
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_are_refused_in_bounded_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Node::in_dir(dir.path()).with_env("FASTPACA_TOKEN_ESTIMATOR", "chars:4").start().unwrap();
+    let client = Client::new(CONVERSATIONS, server.address());
+    client.create("huge").await;
+    let before = resident_bytes(server.pid()).unwrap();
+    post_text(&client, "huge", vec![b' '; 100 << 20]).await.fails(413, "too_large");
+    let chunk = bytes::Bytes::from(vec![b'['; 1 << 20]);
+    for _ in 0..4 {
+        let chunk = chunk.clone();
+        let chunks =
+            futures_util::stream::iter((0..100).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
+        post_text(&client, "huge", reqwest::Body::wrap_stream(chunks)).await.fails(413, "too_large");
+    }
+    let grown = resident_bytes(server.pid()).unwrap().saturating_sub(before);
+    assert!(grown < 48 << 20, "grew by {} MiB", grown >> 20);
+}
+
+#[tokio::test]
+async fn slow_heads_bodies_and_idle_starts_are_cut_off() {
+    let server = TestServer::start(|config| {
+        config.header_timeout = Duration::from_millis(400);
+        config.body_timeout = Duration::from_millis(800);
+    });
+    let address = server.address;
+    Client::new(CONVERSATIONS, address).create("a").await;
+    for head in
+        ["", "P", "PRI * HTTP/2.0\r\n", "GET /health/live HT", "GET /health/live HTTP/1.1\r\nhost: x\r\n"]
+    {
+        let started = Instant::now();
+        let answer = exchange(address, head.as_bytes()).await;
+        assert!(!answer.contains(" 200 "), "{head:?}: {answer}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{head:?}");
+    }
+    // Half a second request on a connection that already served one.
+    let mut reused = TcpStream::connect(address).await.unwrap();
+    reused.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    reused.write_all(b"GET /health").await.unwrap();
+    let mut answer = String::new();
+    let _ = timeout(Duration::from_secs(5), reused.read_to_string(&mut answer))
+        .await
+        .expect("the connection ends");
+    assert_eq!(answer.matches(" 200 OK").count(), 1, "{answer}");
+    let body =
+        b"POST /v1/conversations/a/events HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"event\"";
+    let answer = exchange(address, body).await;
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
+    // A head that drips, and so is never idle.
+    let mut dripping = TcpStream::connect(address).await.unwrap();
+    let started = Instant::now();
+    while dripping.write_all(b"G").await.is_ok() && started.elapsed() < Duration::from_secs(5) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn an_idle_connection_lives_longer_than_a_head_may_take() {
+    let server = TestServer::start(|config| config.header_timeout = Duration::from_millis(300));
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    for _ in 0..3 {
+        socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 512];
+        let read = timeout(PATIENCE, socket.read(&mut answer)).await.unwrap().unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+}
+
+#[tokio::test]
+async fn half_open_connections_lock_nobody_out() {
+    let server = TestServer::start(|config| {
+        config.header_timeout = Duration::from_secs(2);
+        config.max_connections = 300;
+        config.max_connections_per_address = 250;
+    });
+    let _open = futures_util::future::join_all((0..1_000).map(|_| TcpStream::connect(server.address))).await;
+    let client = Client::new(CONVERSATIONS, server.address);
+    let served = async {
+        while Answer::try_of(client.raw(Method::GET, "/health/live")).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, served).await.expect("the half-open ones are cut off");
+    let metrics = Answer::of(client.raw(Method::GET, "/metrics")).await.expect(200).text;
+    let refused =
+        metrics.lines().find_map(|line| line.strip_prefix("fastpaca_connections_refused_total ")).unwrap();
+    assert!(refused.parse::<u64>().unwrap() > 0, "{refused}");
+}
+
+#[tokio::test]
+async fn garbage_and_oversized_heads_end_the_connection() {
+    let address = Client::shared(CONVERSATIONS).address;
+    for bytes in [
+        b"\x00\x01\x02\x03\r\n\r\n".to_vec(),
+        b"GET / HTTP/9.9\r\n\r\n".to_vec(),
+        format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(100_000)).into_bytes(),
+        format!("GET / HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "a".repeat(100_000)).into_bytes(),
+        b"POST /v1/conversations/a HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef".to_vec(),
+        b"POST /v1/conversations/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+    ] {
+        let answer = exchange(address, &bytes).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_nobody_reads_holds_up_nobody() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("unread");
+    client.create(&id).await;
+    for _ in 0..8 {
+        client.say(&id, &"x".repeat(900_000), 1).await;
+    }
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        let mut socket = TcpStream::connect(client.address).await.unwrap();
+        let head = format!("GET /v1/conversations/{} HTTP/1.1\r\nhost: x\r\n\r\n", client.log(&id));
+        socket.write_all(head.as_bytes()).await.unwrap();
+        unread.push(socket);
+    }
+    let started = Instant::now();
+    for _ in 0..20 {
+        client.say(&fresh_conversation(&client).await, "quick", 1).await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+async fn fresh_conversation(client: &Client) -> String {
+    let id = fresh("bystander");
+    client.create(&id).await;
+    id
+}
