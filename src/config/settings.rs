@@ -129,7 +129,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: LOGS,
         key: "log",
-        default: Some("info,openraft=warn,sled=warn"),
+        default: Some("info,openraft=error,sled=warn"),
         example: "",
         doc: "What is logged, as a level or per module (`warn,fastpaca::raft=info`). Release builds contain \
               info and above.",
@@ -276,7 +276,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: STORAGE,
         key: "record_cache_bytes",
-        default: Some("128MiB"),
+        default: Some("64MiB"),
         example: "",
         doc: "Memory for conversation records.",
         field: |c| Field::Size(&mut c.record_cache_bytes, CACHE),
@@ -284,7 +284,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: STORAGE,
         key: "message_cache_bytes",
-        default: Some("128MiB"),
+        default: Some("64MiB"),
         example: "",
         doc: "Memory for message bodies.",
         field: |c| Field::Size(&mut c.message_cache_bytes, CACHE),
@@ -292,7 +292,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: STORAGE,
         key: "index_cache_bytes",
-        default: Some("64MiB"),
+        default: Some("32MiB"),
         example: "",
         doc: "Memory for pages of the index (the cache of sled).",
         field: |c| Field::Size(&mut c.index_cache_bytes, CACHE),

@@ -182,9 +182,18 @@ struct Replay {
     logs: Vec<GroupLog>,
     /// Snapshots whose install-begin was seen, by group.
     imports: Vec<Option<Import>>,
+    /// What the checkpoint says is committed. It comes before the frames it covers, among which may be entries that
+    /// others overrode later, so it counts only at the end.
+    claims: Vec<Option<LogId>>,
     /// The boot id of the newest checkpoint seen.
     checkpoint_boot: Option<String>,
     bytes_since_flush: u64,
+}
+
+fn lacks(group: u16, index: u64) -> ReplayError {
+    ReplayError::Rebuild(format!(
+        "group {group}: the index ends before log index {index}, which the scanned journal lacks"
+    ))
 }
 
 impl Replay {
@@ -194,6 +203,7 @@ impl Replay {
             rebuilding,
             logs: vec![GroupLog::default(); stores.len()],
             imports: vec![None; stores.len()],
+            claims: vec![None; stores.len()],
             stores,
             checkpoint_boot: None,
             bytes_since_flush: 0,
@@ -257,14 +267,9 @@ impl Replay {
         let (at, _) = store.applied();
         let next = at.map_or(0, |at| at.index + 1);
         let entries = log.committed_from(next);
-        let lacking = log.committed.is_some_and(|committed| committed.index >= next);
-        if !lacking {
-            return Ok(());
-        }
-        if entries.first().map(|(id, _)| id.index) != Some(next) {
-            return Err(ReplayError::Rebuild(format!(
-                "group {group}: the index ends before log index {next}, which the scanned journal lacks"
-            )));
+        let Some((first, _)) = entries.first() else { return Ok(()) };
+        if first.index != next {
+            return Err(lacks(group, next));
         }
         let last = entries.last().map_or(next, |(id, _)| id.index);
         for (log_id, payload) in entries {
@@ -296,10 +301,9 @@ impl Replay {
                 "group {group}: the index is older than its checkpoint"
             )));
         }
-        let log = &mut self.logs[group];
-        log.committed = log.committed.max(said.committed);
+        self.claims[group] = said.committed;
         if let Some(purged) = said.purged {
-            log.purge(purged);
+            self.logs[group].purge(purged);
         }
         Ok(())
     }
@@ -328,13 +332,16 @@ impl Replay {
         }
         self.imports = vec![None; self.stores.len()];
         for group in 0..self.stores.len() as u16 {
-            let committed = self.logs[usize::from(group)].committed;
+            let committed = self.logs[usize::from(group)].committed.max(self.claims[usize::from(group)]);
             self.commit(group, committed).map_err(|error| match error {
                 ReplayError::Rebuild(why) => AttemptError::Rebuild(why),
                 ReplayError::Store(error) => error.into(),
                 ReplayError::Record { .. } => AttemptError::Rebuild(error.to_string()),
             })?;
             let (at, _) = self.stores[usize::from(group)].applied();
+            if committed.map(|id| id.index) > at.map(|at| at.index) {
+                return Err(AttemptError::Rebuild(lacks(group, at.map_or(0, |at| at.index + 1)).to_string()));
+            }
             let last = self.logs[usize::from(group)].last().map(|id| applied(&id));
             if at.map(|at| at.index) > last.map(|at| at.index) {
                 return Err(AttemptError::Rebuild(format!(
