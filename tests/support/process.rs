@@ -62,7 +62,7 @@ impl Node {
     }
 
     /// Starts the server as the last argument of another program, which must `exec` it in its own process.
-    pub(crate) fn spawn_under(&self, program: &[&str]) -> Result<Process, StartError> {
+    pub(crate) fn spawn_under(&self, program: &[String]) -> Result<Process, StartError> {
         fs::create_dir_all(&self.log_dir)?;
         let (log_path, log) = create_next(&self.log_dir)?;
         let server = env!("CARGO_BIN_EXE_fastpaca");

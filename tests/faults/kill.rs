@@ -1,0 +1,38 @@
+//! kill -9 of the server in a loop, under concurrent load and while it starts: nothing acknowledged is lost or doubled,
+//! and every idempotency key keeps its answer.
+
+use crate::support::client::Client;
+use crate::support::ledger::Ledger;
+use crate::support::{create_conversations, cycles, small_node, test_dir};
+use std::time::Duration;
+
+const WRITERS: u64 = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_under_load_and_while_starting() {
+    let dir = test_dir();
+    let node = small_node(&dir);
+    let ledger = Ledger::default();
+    let conversations = create_conversations(&Client::of(&node.start().unwrap()), "crash", 40).await;
+    for cycle in 0..cycles(3) {
+        // Somewhere in a start: the moment differs from cycle to cycle, and none of them is special.
+        let mut starting = node.spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(cycle * 67 % 500)).await;
+        starting.kill();
+
+        let mut process = node.start().unwrap();
+        let client = Client::of(&process);
+        ledger.check_logs(&client).await;
+        ledger.replay_keys(&client, 7).await;
+        let writers = ledger.write(&client, &conversations, WRITERS);
+        ledger.acknowledged_more(&writers, 50 + (cycle as usize * 97) % 300).await;
+        process.kill();
+        writers.ended().await;
+    }
+    let process = node.start().unwrap();
+    let client = Client::of(&process);
+    ledger.check_logs(&client).await;
+    ledger.replay_keys(&client, 1).await;
+    ledger.check_logs(&client).await;
+    eprintln!("{:?}", ledger.counts());
+}

@@ -1,0 +1,55 @@
+//! A websocket client of a conversation's stream, for tests.
+
+use super::process::Process;
+use futures_util::StreamExt;
+use serde_json::Value;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+/// Longest wait for a frame that must come.
+const FRAME_MAX: Duration = Duration::from_secs(30);
+
+pub(crate) struct Stream(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+/// What a stream says next.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Next {
+    /// A frame other than `ping`.
+    Frame(Value),
+    /// Closed by the server, with its code.
+    Closed(u16),
+    /// The connection broke without a goodbye.
+    Lost,
+}
+
+impl Stream {
+    /// Opens the stream after `cursor`, the last version processed.
+    pub(crate) async fn open(process: &Process, id: &str, cursor: u64) -> Result<Stream, Error> {
+        let url = format!("ws://{}/v1/conversations/{id}/stream?cursor={cursor}", process.address());
+        connect_async(url).await.map(|(stream, _)| Stream(stream))
+    }
+
+    /// Waits for the next frame or the end.
+    pub(crate) async fn next(&mut self) -> Next {
+        loop {
+            let message = tokio::time::timeout(FRAME_MAX, self.0.next())
+                .await
+                .expect("a frame or an end comes in time");
+            match message {
+                Some(Ok(Message::Text(text))) => {
+                    let frame: Value = serde_json::from_str(&text).expect("a frame is JSON");
+                    if frame["type"] != "ping" {
+                        return Next::Frame(frame);
+                    }
+                }
+                Some(Ok(Message::Close(close))) => {
+                    return Next::Closed(close.map_or(1005, |close| close.code.into()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Next::Lost,
+            }
+        }
+    }
+}
