@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -50,6 +51,7 @@ pub enum StartError {
 
 /// Runs a server until a signal or a failure ends it. The exit code is 0 after an orderly shutdown.
 pub fn run(config: Config) -> ExitCode {
+    raise_file_limit();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.worker_threads > 0 {
         builder.worker_threads(config.worker_threads);
@@ -68,6 +70,15 @@ pub fn run(config: Config) -> ExitCode {
     // What still runs is a recovery that nobody waits for, or work that a second signal cut short.
     runtime.shutdown_background();
     code
+}
+
+/// Connections and segments need more files than the usual soft limit of 1,024 allows.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(event = "file_limit_kept", %error);
+    }
 }
 
 async fn serve(config: Config) -> Result<ExitCode, StartError> {

@@ -146,7 +146,7 @@ impl Config {
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.worker_threads = 2;
         config.token_estimator = EstimatorSpec::chars(4);
-        config.segment_bytes = 4 << 20;
+        config.segment_bytes = 16 << 20;
         config.disk_reserve_bytes = 1 << 20;
         config.record_cache_bytes = 8 << 20;
         config.message_cache_bytes = 8 << 20;

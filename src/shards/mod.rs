@@ -35,7 +35,7 @@ struct Inner {
     /// Set once recovery is done; the edge serves health before that.
     node: OnceLock<Arc<Node>>,
     proposed_bytes: Semaphore,
-    write_timeout: Duration,
+    request_timeout: Duration,
     /// An operator asked for no more writes.
     draining: AtomicBool,
     /// The process is ending: what has arrived is still served.
@@ -44,13 +44,13 @@ struct Inner {
 }
 
 impl Shards {
-    /// Shards that are starting until [`Shards::attach`]. `write_timeout` bounds how long a proposal may stay
-    /// unanswered before its outcome counts as unknown.
-    pub fn new(failure: Failure, write_timeout: Duration) -> Self {
+    /// Shards that are starting until [`Shards::attach`]. `request_timeout` bounds how long a read waits for a
+    /// quorum, and how long a proposal may stay unanswered before its outcome counts as unknown.
+    pub fn new(failure: Failure, request_timeout: Duration) -> Self {
         Self(Arc::new(Inner {
             node: OnceLock::new(),
             proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
-            write_timeout,
+            request_timeout,
             draining: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             failure,
@@ -79,13 +79,13 @@ impl Shards {
             node.shared.metrics.unknown_outcomes_total.inc();
             WriteError::UnknownOutcome(why)
         };
-        match timeout(self.0.write_timeout, group.write(command)).await {
+        match timeout(self.0.request_timeout, group.write(command)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(WriteFailure::NotLeader)) => {
                 Err(WriteError::NotApplied(WriteFailure::NotLeader.to_string()))
             }
             Ok(Err(WriteFailure::Unknown(why))) => Err(unknown(why)),
-            Err(_) => Err(unknown(format!("no answer within {:?}", self.0.write_timeout))),
+            Err(_) => Err(unknown(format!("no answer within {:?}", self.0.request_timeout))),
         }
     }
 

@@ -169,7 +169,9 @@ impl Shards {
     async fn fresh_group(&self, id: &ConversationId, options: ReadOptions) -> Result<&Group, ReadError> {
         let group = self.readable_group(id)?;
         if options.consistency == Consistency::Linearizable {
-            group.linearize().await.map_err(ReadError::Unavailable)?;
+            let confirmed = timeout(self.0.request_timeout, group.linearize()).await;
+            let late = |_| ReadError::Unavailable("a quorum did not confirm the read in time".into());
+            confirmed.map_err(late)?.map_err(ReadError::Unavailable)?;
         }
         if let Some(wanted) = options.min_version
             && group.store.read(id, |c, _| c.version())?.unwrap_or(0) < wanted
