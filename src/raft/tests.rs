@@ -19,7 +19,7 @@ use crate::conversation::{
     Action, Command, ConversationId, EventRange, Idempotency, NewMessage, PartKind, PartMeta, Reply,
     RoleKind, ToolRef, plan_events,
 };
-use crate::journal::{Journal, Options, RealDisk, ScanFrom};
+use crate::journal::{Disk, Journal, OpenError, Options, RealDisk, ScanFrom};
 use crate::metrics::Metrics;
 use crate::store::{CacheSizes, Failure, GroupStore, Shared, SledIndex};
 
@@ -61,6 +61,16 @@ fn passes_the_storage_suite_of_openraft() {
         .unwrap();
 }
 
+/// Opens a journal's directory once its former holder, which may just be letting go, has.
+fn open_disk(dir: &Path) -> Arc<RealDisk> {
+    loop {
+        match RealDisk::open(&dir.join("journal")) {
+            Err(OpenError::Locked(_)) => std::thread::yield_now(),
+            opened => return Arc::new(opened.unwrap()),
+        }
+    }
+}
+
 async fn start(dir: &Path) -> Node {
     let settings = NodeSettings {
         node_id: 7,
@@ -75,7 +85,7 @@ async fn start(dir: &Path) -> Node {
         checkpoint_bytes: u64::MAX,
         checkpoint_interval: Duration::from_secs(3_600),
     };
-    let disk = Arc::new(RealDisk::open(&dir.join("journal")).unwrap());
+    let disk = open_disk(dir);
     Node::start(settings, disk, Metrics::new(), Failure::default()).await.unwrap()
 }
 
@@ -246,7 +256,7 @@ async fn a_snapshot_rebuilds_a_group_on_an_empty_node() {
     target.stop_without_checkpoint().await;
     gone(target).await;
     std::fs::remove_dir_all(to.path().join("index")).unwrap();
-    let disk = Arc::new(RealDisk::open(&to.path().join("journal")).unwrap());
+    let disk = open_disk(to.path());
     let recovery = RecoverySettings {
         index_dir: to.path().join("index"),
         index_cache_bytes: 1 << 20,
@@ -254,7 +264,7 @@ async fn a_snapshot_rebuilds_a_group_on_an_empty_node() {
         groups: GROUPS,
         boot_id: "this boot".into(),
     };
-    let disk: Arc<dyn crate::journal::Disk> = disk;
+    let disk: Arc<dyn Disk> = disk;
     let recovered = super::recovery::recover(&recovery, &journal_options(), &disk, &Metrics::new()).unwrap();
     let seen: Vec<String> = (0..9).map(|n| dump(&recovered.stores[n % usize::from(GROUPS)], n)).collect();
     assert_eq!(seen, expected);
