@@ -28,9 +28,9 @@ impl<'a> Events<'a> {
 
     /// The message at `seq`, which must lie in the log.
     pub(super) fn get(&mut self, seq: u64) -> Result<&MessageMeta, HistoryError> {
-        debug_assert!(seq > 0 && seq <= self.conversation.last_seq, "seq {seq} is not in the log");
-        if seq >= self.open_first_seq {
-            return Ok(&self.conversation.open[(seq - self.open_first_seq) as usize]);
+        if let Some(open) = seq.checked_sub(self.open_first_seq) {
+            let missing = || HistoryError::Missing { what: "event", key: seq, id: self.id.clone() };
+            return self.conversation.open.get(open as usize).ok_or_else(missing);
         }
         let first = run_of(seq);
         let holds = |run: &Option<Arc<EventRun>>| run.as_ref().is_some_and(|run| run.first_seq() == first);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::ConversationId;
 use super::codec::{CodecError, Reader, Writer};
 use super::reply::Refusal;
-use super::runs::HistoryError;
+use super::runs::{HistoryError, MAX_COUNT};
 
 /// Keys always kept.
 pub const KEPT_KEYS: u64 = 1_000;
@@ -53,7 +53,7 @@ impl IdempotencyRecord {
             at_ms: input.varint()?,
         };
         input.expect_end()?;
-        if record.first_seq == 0 || record.count == 0 {
+        if record.first_seq == 0 || record.first_seq > MAX_COUNT || record.count == 0 {
             return Err(CodecError::Invalid("idempotency record"));
         }
         Ok(record)
@@ -111,7 +111,8 @@ impl KeyWindow {
         let mut after = self.clone();
         let remove = after.outdated(id, record.at_ms, index)?;
         if after.len() >= MAX_KEYS {
-            let retry_after_ms = (after.oldest_ms + KEPT_MS + 1).saturating_sub(record.at_ms);
+            let forgettable_ms = after.oldest_ms.saturating_add(KEPT_MS + 1);
+            let retry_after_ms = forgettable_ms.saturating_sub(record.at_ms);
             return Ok(Err(Refusal::TooManyKeys { retry_after_ms }));
         }
         if after.is_empty() {
@@ -157,7 +158,86 @@ impl KeyWindow {
 
     pub(super) fn read(input: &mut Reader) -> Result<KeyWindow, CodecError> {
         let first = input.varint()?;
-        let next = first.checked_add(input.varint()?).ok_or(CodecError::Invalid("idempotency keys"))?;
-        Ok(KeyWindow { first, next, oldest_ms: input.varint()? })
+        let kept = input.varint()?;
+        if first > MAX_COUNT || kept > MAX_KEYS {
+            return Err(CodecError::Invalid("idempotency keys"));
+        }
+        Ok(KeyWindow { first, next: first + kept, oldest_ms: input.varint()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Index(BTreeMap<u64, ([u8; 16], IdempotencyRecord)>);
+
+    impl IdempotencyIndex for Index {
+        fn get(&self, _: &ConversationId, _: &[u8; 16]) -> Result<Option<IdempotencyRecord>, HistoryError> {
+            unreachable!("remembering asks by number only")
+        }
+
+        fn nth(
+            &self,
+            _: &ConversationId,
+            number: u64,
+        ) -> Result<Option<([u8; 16], IdempotencyRecord)>, HistoryError> {
+            Ok(self.0.get(&number).copied())
+        }
+    }
+
+    /// Remembers one more key at a time; keeps the index as a store would.
+    fn remember(keys: &mut KeyWindow, index: &mut Index, at_ms: u64) -> Result<(), Refusal> {
+        let id = ConversationId::parse("chat").unwrap();
+        let record = IdempotencyRecord { first_seq: 1, count: 1, version: 1, body: [0; 16], at_ms };
+        let remembered = keys.remember(&id, [7; 16], record, index).unwrap()?;
+        let (number, key, record) = remembered.put.unwrap();
+        assert_eq!(index.0.insert(number, (key, record)), None);
+        for (number, key) in remembered.remove {
+            assert_eq!(index.0.remove(&number).map(|(key, _)| key), Some(key));
+        }
+        assert!(index.0.keys().copied().eq(keys.numbers()));
+        Ok(())
+    }
+
+    #[test]
+    fn keeps_the_newest_thousand_and_all_of_ten_minutes() {
+        let (mut keys, mut index) = (KeyWindow::default(), Index::default());
+        // First one a second: ten minutes hold 600. Then ten a second: they hold 6,000.
+        let times: Vec<u64> =
+            (0..5_000).map(|n| n * 1_000).chain((0..20_000).map(|n| 5_000_000 + n * 100)).collect();
+        for (number, now_ms) in times.iter().enumerate() {
+            remember(&mut keys, &mut index, *now_ms).unwrap();
+            let kept = keys.numbers();
+            if let Some(forgotten) = kept.start.checked_sub(1) {
+                assert!(keys.len() >= KEPT_KEYS);
+                assert!(now_ms - times[forgotten as usize] > KEPT_MS);
+            }
+            let needed = KEPT_KEYS
+                .max(times[..=number].iter().rev().take_while(|at| now_ms - *at <= KEPT_MS).count() as u64);
+            assert!(keys.len() <= needed + 2 * REMOVE_AT_ONCE, "{} of {needed}", keys.len());
+        }
+    }
+
+    #[test]
+    fn refuses_beyond_the_bound_until_the_oldest_may_go() {
+        let (mut keys, mut index) = (KeyWindow::default(), Index::default());
+        let id = ConversationId::parse("chat").unwrap();
+        let record = |at_ms| IdempotencyRecord { first_seq: 1, count: 1, version: 1, body: [0; 16], at_ms };
+        for number in 0..MAX_KEYS {
+            let remembered = keys.remember(&id, [0; 16], record(1_000 + number), &index).unwrap().unwrap();
+            index.0.insert(number, ([0; 16], remembered.put.unwrap().2));
+        }
+        let before = keys.clone();
+        let refused = keys.remember(&id, [0; 16], record(200_000), &index).unwrap().err();
+        let retry_after_ms = 1_000 + KEPT_MS + 1 - 200_000;
+        assert_eq!(refused, Some(Refusal::TooManyKeys { retry_after_ms }));
+        assert_eq!(keys, before);
+        let remembered =
+            keys.remember(&id, [0; 16], record(200_000 + retry_after_ms), &index).unwrap().unwrap();
+        assert_eq!(remembered.remove.len(), 1);
     }
 }

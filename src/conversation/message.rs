@@ -16,12 +16,19 @@ pub struct Location {
     pub crc: u32,
 }
 
-/// The one distinction planning makes between roles: a leading system message stays in the window.
+impl Location {
+    /// Keeps only what is the same on every replica.
+    pub(super) fn forget_place(&mut self) {
+        (self.segment, self.offset) = (0, 0);
+    }
+}
+
+/// The distinctions planning makes between roles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum RoleKind {
-    /// `system`, or `developer` as some model vendors renamed it.
+    /// `system`, or `developer` as some model vendors renamed it: the first message of a log stays in the window.
     System,
-    /// `user`: opens a new exchange, see [`pairing`](super::pairing).
+    /// `user`: begins a new exchange, for tool results that are told apart by their order.
     User,
     #[default]
     Other,
@@ -65,7 +72,7 @@ pub struct NewMessage {
     pub parts: Vec<PartMeta>,
 }
 
-/// What a part answers, resolved when it was appended; see [`pairing`](super::pairing).
+/// What a part answers, resolved when it was appended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ToolLink {
     #[default]

@@ -106,3 +106,43 @@ impl<'de> Visitor<'de> for Members {
         Ok(members)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patched(metadata: &str, patch: &str) -> Option<String> {
+        let merged = merged(metadata.as_bytes(), patch.as_bytes()).unwrap();
+        merged.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn values_keep_their_bytes_and_keys_their_place() {
+        let before = r#"{ "a" : 1e2 , "\u0062": {"x": [1 , 2]}, "n": 12345678901234567890123 }"#;
+        let after = r#"{"a":1e2,"b":{"x": [1 , 2]},"n":2,"\n":"\u00e9"}"#;
+        assert_eq!(patched(before, r#"{"n":2,"\n":"\u00e9"}"#).as_deref(), Some(after));
+        assert_eq!(patched(before, r#"{"b":null,"n":null,"a":null,"zz":null}"#).as_deref(), Some("{}"));
+    }
+
+    #[test]
+    fn what_means_the_same_is_no_change() {
+        assert_eq!(patched(r#"{"a":{"x":1,"y":2}}"#, r#"{"a":{"y":2, "x":1}}"#), None);
+        assert_eq!(patched(r#"{"a":1}"#, "{}"), None);
+        // Beyond what a double holds only the text can be compared.
+        assert_eq!(patched(r#"{"a":1e999}"#, r#"{"a":1e999}"#), None);
+        assert!(patched(r#"{"a":1e999}"#, r#"{"a":1e998}"#).is_some());
+    }
+
+    #[test]
+    fn only_objects_of_bearable_size() {
+        for patch in ["[]", "1", "", "{", "{} {}", "\u{1}"] {
+            assert!(
+                matches!(merged(b"{}", patch.as_bytes()), Err(Refusal::InvalidMetadata { .. })),
+                "{patch:?}"
+            );
+        }
+        let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(MAX_METADATA_BYTES));
+        assert!(matches!(merged(b"{}", long.as_bytes()), Err(Refusal::InvalidMetadata { .. })));
+        assert!(matches!(checked(&Bytes::from(long)), Err(Refusal::InvalidMetadata { .. })));
+    }
+}

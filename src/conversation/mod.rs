@@ -45,3 +45,6 @@ pub use state::{Conversation, MAX_METADATA_BYTES, MAX_SUMMARIES, MAX_SUMMARY_MES
 pub use window::{
     Edit, LeftOut, PartEdit, PlanError, PlannedMessage, Reason, Segment, WindowPlan, WindowQuery, plan_window,
 };
+
+#[cfg(test)]
+mod testing;

@@ -8,6 +8,8 @@
 //! Bounds: a result more than [`PAIR_REACH`] messages after its call, or after [`MAX_PENDING_CALLS`] further calls were
 //! left unanswered, finds no call and stands for itself.
 
+use std::collections::BTreeSet;
+
 use super::codec::{CodecError, Reader, Writer};
 use super::message::{CallRef, NewMessage, Parts, RoleKind, StoredPart, ToolLink};
 use super::part::{PartKind, PartMeta, ToolRef};
@@ -111,17 +113,26 @@ impl RecentCalls {
         Some(CallRef { back: back as u32, part: call.part })
     }
 
-    /// Keeps the bounds after the message at `seq`.
+    /// Keeps the bounds after the message at `seq`. Of answered calls only the newest of each id can be asked for again.
     fn forget(&mut self, seq: u64) {
-        let answered = self.calls.iter().filter(|call| call.answered).count();
-        let mut answered_surplus = answered.saturating_sub(MAX_ANSWERED_CALLS);
-        let mut pending_surplus = (self.calls.len() - answered).saturating_sub(MAX_PENDING_CALLS);
-        self.calls.retain(|call| {
-            let surplus = if call.answered { &mut answered_surplus } else { &mut pending_surplus };
-            let keep = *surplus == 0 && seq - call.seq <= PAIR_REACH;
-            *surplus = surplus.saturating_sub(1);
-            keep
+        let mut ids = BTreeSet::new();
+        let (mut answered, mut pending) = (0, 0);
+        let mut newest_first = std::mem::take(&mut self.calls);
+        newest_first.reverse();
+        newest_first.retain(|call| {
+            if seq - call.seq > PAIR_REACH {
+                return false;
+            }
+            if !call.answered {
+                pending += 1;
+                return pending <= MAX_PENDING_CALLS;
+            }
+            let may_be_asked_for = call.digest.is_some_and(|digest| ids.insert(digest));
+            answered += usize::from(may_be_asked_for);
+            may_be_asked_for && answered <= MAX_ANSWERED_CALLS
         });
+        newest_first.reverse();
+        self.calls = newest_first;
         if self.calls.is_empty() {
             *self = RecentCalls::default();
         }
@@ -176,5 +187,65 @@ impl RecentCalls {
             calls.push(RecentCall { seq, part, exchange: of, digest, answered: flags & 1 != 0 });
         }
         Ok(RecentCalls { calls, exchange })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tools: &[ToolRef]) -> NewMessage {
+        let part = |&tool| PartMeta { kind: PartKind::TEXT, tokens: 1, marker_tokens: 1, tool };
+        let parts = tools.iter().map(part).collect();
+        NewMessage { body: bytes::Bytes::new(), token_count: 1, role: RoleKind::Other, parts }
+    }
+
+    /// What the result at `seq` answers: how far back, and which part.
+    fn answered(calls: &mut RecentCalls, seq: u64, result: ToolRef) -> Option<(u32, u32)> {
+        let padding = ToolRef::None;
+        let parts = calls.link(seq, &message(&[padding, result]));
+        match parts.listed().unwrap()[1].tool {
+            ToolLink::Result(call) => call.map(|call| (call.back, call.part)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_result_finds_its_call_within_reach() {
+        for (distance, found) in [(PAIR_REACH, Some((PAIR_REACH as u32, 0))), (PAIR_REACH + 1, None)] {
+            let mut calls = RecentCalls::default();
+            calls.link(5, &message(&[ToolRef::Call(Some(1))]));
+            assert_eq!(answered(&mut calls, 5 + distance, ToolRef::Result(Some(1))), found);
+        }
+    }
+
+    #[test]
+    fn the_newest_unanswered_calls_are_remembered() {
+        let mut calls = RecentCalls::default();
+        for seq in 1..=MAX_PENDING_CALLS as u64 + 1 {
+            calls.link(seq, &message(&[ToolRef::Call(Some(seq))]));
+        }
+        assert_eq!(answered(&mut calls, 500, ToolRef::Result(Some(1))), None);
+        assert_eq!(answered(&mut calls, 501, ToolRef::Result(Some(2))), Some((499, 0)));
+    }
+
+    #[test]
+    fn several_results_may_name_one_call() {
+        let mut calls = RecentCalls::default();
+        calls.link(1, &message(&[ToolRef::Call(Some(9)), ToolRef::Call(Some(8))]));
+        for seq in 2..50 {
+            assert_eq!(answered(&mut calls, seq, ToolRef::Result(Some(8))), Some((seq as u32 - 1, 1)));
+        }
+        assert_eq!(answered(&mut calls, 50, ToolRef::Result(Some(9))), Some((49, 0)));
+    }
+
+    #[test]
+    fn nothing_is_remembered_without_tools() {
+        let mut calls = RecentCalls::default();
+        calls.link(1, &message(&[ToolRef::None]));
+        assert_eq!(calls, RecentCalls::default());
+        calls.link(2, &message(&[ToolRef::Call(None)]));
+        assert_eq!(answered(&mut calls, 3, ToolRef::Result(None)), Some((1, 0)));
+        assert_eq!(calls, RecentCalls::default());
     }
 }

@@ -246,3 +246,63 @@ impl<'de> Visitor<'de> for PartVisitor {
         Ok(Some(head))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tool(json: &str) -> ToolRef {
+        inspect_part(json).unwrap().tool
+    }
+
+    #[test]
+    fn recognises_the_spellings_of_tool_parts() {
+        let x = Some(tool_digest("x"));
+        assert_eq!(tool(r#"{"type":"tool_call","id":"x"}"#), ToolRef::Call(x));
+        assert_eq!(tool(r#"{"type":"tool_call","id":"y","tool_call_id":"x"}"#), ToolRef::Call(x));
+        assert_eq!(tool(r#"{"type":"tool_use","id":"\u0078"}"#), ToolRef::Call(x));
+        assert_eq!(tool(r#"{"type":"tool-call","toolCallId":"x"}"#), ToolRef::Call(x));
+        assert_eq!(tool(r#"{"type":"function_call","id":"fc","call_id":"x"}"#), ToolRef::Call(x));
+        assert_eq!(tool(r#"{"id":"own","tool_call_id":"x","type":"tool_result"}"#), ToolRef::Result(x));
+        assert_eq!(tool(r#"{"type":"tool_result","tool_use_id":"x"}"#), ToolRef::Result(x));
+        assert_eq!(tool(r#"{"type":"tool-result","toolCallId":"x"}"#), ToolRef::Result(x));
+        assert_eq!(tool(r#"{"type":"function_call_output","call_id":"x"}"#), ToolRef::Result(x));
+        assert_eq!(tool(r#"{"type":"tool-search","toolCallId":"x","input":{}}"#), ToolRef::Call(x));
+        assert_eq!(tool(r#"{"type":"tool-search","toolCallId":"x","output":[]}"#), ToolRef::Exchange(x));
+        assert_eq!(tool(r#"{"type":"dynamic-tool","toolCallId":"x","errorText":"e"}"#), ToolRef::Exchange(x));
+    }
+
+    #[test]
+    fn other_parts_and_odd_ids_are_the_clients() {
+        assert_eq!(tool(r#"{"type":"toolbox","id":"x"}"#), ToolRef::None);
+        assert_eq!(tool(r#"{"type":"text","text":"x","id":{"a":[1]}}"#), ToolRef::None);
+        assert_eq!(tool(r#"{"type":"tool_call","id":null}"#), ToolRef::Call(None));
+        assert_eq!(tool(r#"{"type":"tool_call","id":["x"]}"#), ToolRef::Call(None));
+        assert_eq!(tool(r#"{"type":"tool_call","id":17}"#), ToolRef::Call(Some(tool_digest("17"))));
+        assert_eq!(tool(r#"{"type":"text","type":"tool_call"}"#), ToolRef::Call(None));
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_part() {
+        for json in ["1", "[]", "\"text\"", "null", "{", "{\"type\"}"] {
+            assert_eq!(inspect_part(json), Err(InvalidPart::NotAnObject), "{json}");
+        }
+        for json in ["{}", r#"{"type":null}"#, r#"{"type":["text"]}"#, r#"{"text":"type"}"#] {
+            assert_eq!(inspect_part(json), Err(InvalidPart::NoType), "{json}");
+        }
+        let longest = "x".repeat(MAX_KIND_BYTES);
+        assert_eq!(inspect_part(&format!(r#"{{"type":"{longest}"}}"#)).unwrap().kind.as_str(), longest);
+        assert_eq!(inspect_part(&format!(r#"{{"type":"{longest}x"}}"#)), Err(InvalidPart::TypeTooLong));
+    }
+
+    #[test]
+    fn kinds_give_the_type_back() {
+        for (code, kind) in WELL_KNOWN.iter().enumerate() {
+            assert_eq!(PartKind::new(kind), Some(PartKind::Known(code as u8)));
+            assert_eq!(PartKind::from_code(code as u64).unwrap().as_str(), *kind);
+        }
+        assert_eq!(PartKind::new("anything/else").unwrap().as_str(), "anything/else");
+        assert_eq!(PartKind::TEXT.as_str(), "text");
+        assert_eq!(PartKind::from_code(WELL_KNOWN.len() as u64), None);
+    }
+}

@@ -315,3 +315,75 @@ pub(super) fn read_ratio(input: &mut Reader) -> Result<f64, CodecError> {
     let ratio = f64::from_bits(input.fixed_u64()?);
     if valid_trigger_ratio(ratio) { Ok(ratio) } else { Err(CodecError::Invalid("trigger ratio")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Policy, InvalidPolicy> {
+        Policy::parse(Bytes::copy_from_slice(json.as_bytes()))
+    }
+
+    #[test]
+    fn the_default_is_what_its_json_says() {
+        let parsed = parse(DEFAULT_POLICY).unwrap();
+        assert_eq!(parsed, Policy::default());
+        assert_eq!(parsed.strategy(), Policy::default().strategy());
+        assert_eq!(parse("{}").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (json, field) in [
+            ("3", "policy"),
+            (r#"{"strategy":3}"#, "policy.strategy"),
+            (r#"{"strategy":"newest"}"#, "policy.strategy"),
+            (r#"{"config":[]}"#, "policy.config"),
+            (r#"{"config":{"limit":"5"}}"#, "policy.config.limit"),
+            (r#"{"config":{"limit":0}}"#, "policy.config.limit"),
+            (r#"{"config":{"limit":1.5}}"#, "policy.config.limit"),
+            (r#"{"strategy":"manual","config":{"max_tokens":-1}}"#, "policy.config.max_tokens"),
+            (r#"{"strategy":"skip_parts","config":{"skip_kinds":"tool"}}"#, "policy.config.skip_kinds"),
+            (r#"{"strategy":"skip_parts","config":{"skip_kinds":[1]}}"#, "policy.config.skip_kinds"),
+            (r#"{"strategy":"skip_parts","config":{"skip_kinds":[""]}}"#, "policy.config.skip_kinds"),
+            (r#"{"config":{"pairing":false}}"#, "policy.config.pairing"),
+            (r#"{"config":{"trigger_ratio":1.1}}"#, "policy.config.trigger_ratio"),
+            (r#"{"trigger_ratio":"0.5"}"#, "policy.trigger_ratio"),
+        ] {
+            match parse(json) {
+                Err(InvalidPolicy::Field { field: found, .. }) => assert_eq!(found, field, "{json}"),
+                other => panic!("{json}: {other:?}"),
+            }
+        }
+        assert_eq!(parse("{").unwrap_err(), InvalidPolicy::NotJson);
+        let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(MAX_POLICY_BYTES));
+        assert_eq!(parse(&long).unwrap_err(), InvalidPolicy::TooLong);
+    }
+
+    #[test]
+    fn the_trigger_ratio_may_stand_in_two_places() {
+        let ratio = |json| parse(json).unwrap().trigger_ratio();
+        assert_eq!(ratio(r#"{"trigger_ratio":0.5}"#), Some(0.5));
+        assert_eq!(ratio(r#"{"trigger_ratio":0.5,"config":{"trigger_ratio":1}}"#), Some(1.0));
+        assert_eq!(ratio("{}"), None);
+    }
+
+    #[test]
+    fn policies_are_equal_when_they_mean_the_same() {
+        let equal = |a, b| parse(a).unwrap() == parse(b).unwrap();
+        assert!(equal(r#"{"strategy":"skip_parts"}"#, r#"{"strategy":"skip_parts","config":{"limit":400}}"#));
+        assert!(equal(r#"{"strategy":"manual"}"#, r#"{ "strategy" : "budget" }"#));
+        assert!(!equal("{}", r#"{"config":{"limit":401}}"#));
+        assert!(!equal("{}", r#"{"config":{"note":"kept for the client"}}"#));
+        assert!(!equal("{}", r#"{"config":{"pairing":"off"}}"#));
+    }
+
+    #[test]
+    fn the_trigger_is_exceeded_by_the_first_token_above() {
+        let settings =
+            |token_budget, trigger_ratio| Settings { token_budget, trigger_ratio, ..Settings::default() };
+        assert_eq!(settings(8_000, 0.7).trigger_tokens(), 5_600);
+        assert_eq!(settings(10, 0.75).trigger_tokens(), 7);
+        assert_eq!(settings(u64::MAX, 1.0).trigger_tokens(), u64::MAX);
+    }
+}

@@ -52,3 +52,37 @@ pub fn render_edited(body: &[u8], edits: &[PartEdit]) -> Result<Bytes, CodecErro
     out.push_str(after);
     Ok(Bytes::from(out))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_stays_byte_for_byte() {
+        let body = r#""metadata":{"parts": [1,2]}, "parts" : [ {"type":"text", "n":1.50} , {"type":"tool_use","name":"é\n"},{"type":"x"} ] ,"role":"user""#;
+        let edits = [PartEdit::Keep, PartEdit::Marker, PartEdit::Drop];
+        let rendered = render_edited(body.as_bytes(), &edits).unwrap();
+        let expected = r#""metadata":{"parts": [1,2]}, "parts" : [{"type":"text", "n":1.50},{"type":"text","text":"[tool call: é\n]"}] ,"role":"user""#;
+        assert_eq!(rendered, expected.as_bytes());
+        let dropped = render_edited(body.as_bytes(), &[PartEdit::Drop; 3]).unwrap();
+        assert_eq!(dropped, r#""metadata":{"parts": [1,2]}, "parts" : [] ,"role":"user""#.as_bytes());
+    }
+
+    #[test]
+    fn edits_must_fit_the_parts() {
+        let body = br#""role":"user","parts":[{"type":"text"}],"metadata":{}"#;
+        assert_eq!(render_edited(body, &[]), Err(CodecError::Invalid("number of parts")));
+        assert_eq!(render_edited(br#""role":"user""#, &[]), Err(INVALID));
+        assert_eq!(render_edited(br#""parts":3"#, &[]), Err(INVALID));
+        assert_eq!(render_edited(b"\xff", &[]), Err(INVALID));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_rendered_or_refused(body in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = render_edited(&body, &[PartEdit::Marker]);
+        }
+    }
+}

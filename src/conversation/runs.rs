@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::ConversationId;
 use super::codec::{CodecError, Reader, Writer};
@@ -37,6 +38,9 @@ pub trait History {
     /// Change runs are numbered from 0.
     fn change_run(&self, id: &ConversationId, number: u64) -> Result<Arc<ChangeRun>, HistoryError>;
 }
+
+/// No seq, version or number of changes comes near this; decoders hold to it, so that arithmetic cannot overflow.
+pub(super) const MAX_COUNT: u64 = 1 << 56;
 
 /// The seq that begins the run which holds `seq`.
 pub fn run_of(seq: u64) -> u64 {
@@ -80,7 +84,11 @@ impl EventRun {
         let first_seq = input.varint()?;
         let metas = read_metas(&mut input, 0)?;
         input.expect_end()?;
-        if first_seq == 0 || run_of(first_seq) != first_seq || metas.len() as u64 != EVENT_RUN {
+        if first_seq == 0
+            || first_seq > MAX_COUNT
+            || run_of(first_seq) != first_seq
+            || metas.len() as u64 != EVENT_RUN
+        {
             return Err(CodecError::Invalid("event run"));
         }
         Ok(EventRun { first_seq, metas: metas.into_boxed_slice() })
@@ -89,6 +97,13 @@ impl EventRun {
     /// Shows every location to `visit`, which may move it.
     pub fn visit_locations(&mut self, visit: &mut dyn FnMut(&mut Location)) {
         self.metas.iter_mut().for_each(|meta| visit(&mut meta.location));
+    }
+
+    /// Equal on replicas that hold the same messages, wherever they keep them.
+    pub fn logical_digest(&self) -> u64 {
+        let mut nowhere = self.clone();
+        nowhere.visit_locations(&mut Location::forget_place);
+        xxh3_64(&nowhere.encode())
     }
 
     /// About the memory this run takes beyond itself.
@@ -171,7 +186,7 @@ impl ChangeRun {
         let before = input.varint()?;
         let changes = read_changes(&mut input)?;
         input.expect_end()?;
-        if changes.is_empty() {
+        if changes.is_empty() || number > MAX_COUNT || before > MAX_COUNT {
             return Err(CodecError::Invalid("change run"));
         }
         Ok(ChangeRun { number, before, changes: changes.into_boxed_slice() })
@@ -182,6 +197,13 @@ impl ChangeRun {
         for change in &mut self.changes {
             change.visit_locations(visit);
         }
+    }
+
+    /// Equal on replicas that hold the same changes, wherever they keep the messages.
+    pub fn logical_digest(&self) -> u64 {
+        let mut nowhere = self.clone();
+        nowhere.visit_locations(&mut Location::forget_place);
+        xxh3_64(&nowhere.encode())
     }
 
     /// About the memory this run takes beyond itself.
@@ -235,7 +257,7 @@ impl Summary {
     pub(super) fn read(input: &mut Reader) -> Result<Summary, CodecError> {
         let from_seq = input.varint()?;
         let to_seq = input.varint()?;
-        if from_seq == 0 || from_seq > to_seq {
+        if from_seq == 0 || from_seq > to_seq || to_seq > MAX_COUNT {
             return Err(CodecError::Invalid("summary range"));
         }
         Ok(Summary { from_seq, to_seq, replacement: read_metas(input, 0)?.into() })
@@ -286,7 +308,10 @@ pub(super) fn read_changes(input: &mut Reader) -> Result<Vec<Change>, CodecError
             other => return Err(CodecError::UnknownOrdinal { what: "change", value: other.into() }),
         };
         let creates = matches!(kind, ChangeKind::Created(_));
-        if creates != (version == 0) || changes.last().is_some_and(|last| last.version >= version) {
+        if version > MAX_COUNT
+            || creates != (version == 0)
+            || changes.last().is_some_and(|last| last.version >= version)
+        {
             return Err(CodecError::Invalid("change version"));
         }
         changes.push(Change { version, kind });

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::codec::{CodecError, Reader, Writer};
 use super::idempotency::KeyWindow;
@@ -13,7 +14,9 @@ use super::message::{Location, MessageMeta, RoleKind, read_metas, write_metas};
 use super::pairing::RecentCalls;
 use super::policy::{Settings, read_settings, write_settings};
 use super::reply::{Description, Status};
-use super::runs::{Change, ChangeKind, EVENT_RUN, Summary, metas_heap_bytes, read_changes, write_changes};
+use super::runs::{
+    Change, ChangeKind, EVENT_RUN, MAX_COUNT, Summary, metas_heap_bytes, read_changes, write_changes,
+};
 
 /// Most summaries a conversation has at once; compacting over some of them makes room.
 pub const MAX_SUMMARIES: usize = 1_000;
@@ -154,6 +157,13 @@ impl Conversation {
         self.changes.iter_mut().for_each(|change| change.visit_locations(visit));
     }
 
+    /// Equal on replicas in the same state, wherever they keep the messages.
+    pub fn logical_digest(&self) -> u64 {
+        let mut nowhere = self.clone();
+        nowhere.visit_locations(&mut Location::forget_place);
+        xxh3_64(&nowhere.encode())
+    }
+
     /// About the memory this conversation takes beyond itself, for caches bounded in bytes.
     pub fn heap_bytes(&self) -> usize {
         let summaries = self
@@ -246,6 +256,10 @@ impl Conversation {
 
     /// What every other function here relies on.
     fn check(&self) -> Result<(), CodecError> {
+        let bounded = [self.version, self.last_seq, self.sealed_changes, self.sealed_change_runs];
+        if bounded.iter().any(|count| *count > MAX_COUNT) {
+            return Err(CodecError::Invalid("counts"));
+        }
         let open = self.open.len() as u64;
         let sealed = self.last_seq.checked_sub(open).ok_or(CodecError::Invalid("open messages"))?;
         if open >= EVENT_RUN || sealed % EVENT_RUN != 0 {

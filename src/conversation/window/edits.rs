@@ -121,7 +121,7 @@ impl<'a> Editor<'a> {
             answers: Vec::new(),
             reason: None,
         };
-        if work.edits.iter().any(|edit| *edit == PartEdit::Drop) {
+        if work.edits.contains(&PartEdit::Drop) {
             work.reason = Some(Reason::PartsSkipped);
         }
         if self.rules.pairing {
