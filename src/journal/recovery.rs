@@ -11,6 +11,7 @@
 //! off like one. That is why a journal that falls silent writes one more batch, which proves the
 //! one before it.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -332,9 +333,11 @@ impl Tail {
             checkpoint: None,
             torn: None,
         };
+        let mut unproven = 0;
         while tail.next_base.offset < header.segment_bytes {
             match scanner.next(tail.next_base.offset, &mut tail.link) {
                 Ok(batch) => {
+                    unproven = batch.base.offset;
                     tail.end = batch.end;
                     tail.next_base = batch.end.align_up();
                     if let Some(found) = FoundCheckpoint::last_in(batch)? {
@@ -348,10 +351,22 @@ impl Tail {
                 }
             }
         }
-        // What a killed process wrote may still be in the page cache only, and is relied on from
-        // here on.
-        tail.file.sync_data().during(|| format!("syncing {name}"))?;
+        tail.secure(unproven).during(|| format!("securing the end of {name}"))?;
         Ok(tail)
+    }
+
+    /// Makes sure of what no later batch proves: the last batch, or the header if there is none. A
+    /// killed process may have left it in the page cache only; and if its fsync failed, the kernel
+    /// holds it for clean and will not write it by itself. From here on it is relied on.
+    fn secure(&self, from: u32) -> io::Result<()> {
+        let len = match from {
+            0 => BLOCK_BYTES,
+            _ => self.next_base.offset - from,
+        };
+        let mut bytes = vec![0; len as usize];
+        self.file.read_at(&mut bytes, u64::from(from))?;
+        self.file.write_at(&bytes, u64::from(from))?;
+        self.file.sync_data()
     }
 
     /// Clears everything from `next_base` on, unless it had been synced.

@@ -222,41 +222,45 @@ impl SimDisk {
         self.tamper(name, |bytes| bytes[offset] ^= 1 << bit);
     }
 
-    /// A copy as a killed process leaves it: the page cache survives, so nothing is lost.
+    /// A copy as a killed process leaves it: the page cache survives, with what is not synced and
+    /// what a failed sync has given up. Faults are gone.
     pub fn after_kill(&self) -> SimDisk {
-        self.copy(|state| {
-            let bytes = |file: &FileState| file.bytes.clone();
-            (state.names.clone(), state.files.iter().map(bytes).collect())
+        let state = self.core.state.lock();
+        SimDisk::with(State {
+            names: state.names.clone(),
+            synced_names: state.synced_names.clone(),
+            name_changes: state.name_changes.clone(),
+            files: state.files.clone(),
+            ..State::default()
         })
     }
 
     /// A copy as a power loss may leave it.
     pub fn after_power_loss(&self, rng: &mut Rng, survival: Survival) -> SimDisk {
-        self.copy(|state| {
-            let mut names = state.synced_names.clone();
-            let changes = state.name_changes.len();
-            let kept = match survival {
-                Survival::None => 0,
-                Survival::All => changes,
-                Survival::Prefix | Survival::AnySectors => rng.below(changes as u64 + 1) as usize,
-            };
-            for change in &state.name_changes[..kept] {
-                change.apply(&mut names);
-            }
-            let files = state.files.iter();
-            (names, files.map(|file| file.survive(rng, survival)).collect())
+        let state = self.core.state.lock();
+        let mut names = state.synced_names.clone();
+        let changes = state.name_changes.len();
+        let kept = match survival {
+            Survival::None => 0,
+            Survival::All => changes,
+            Survival::Prefix | Survival::AnySectors => rng.below(changes as u64 + 1) as usize,
+        };
+        for change in &state.name_changes[..kept] {
+            change.apply(&mut names);
+        }
+        let survive = |file: &FileState| {
+            let bytes = file.survive(rng, survival);
+            FileState { allocated: bytes.len() as u64, synced: bytes.clone(), bytes, unsynced: Vec::new() }
+        };
+        SimDisk::with(State {
+            files: state.files.iter().map(survive).collect(),
+            synced_names: names.clone(),
+            names,
+            ..State::default()
         })
     }
 
-    fn copy(&self, survivors: impl FnOnce(&State) -> (BTreeMap<String, usize>, Vec<Vec<u8>>)) -> SimDisk {
-        let (names, files) = survivors(&self.core.state.lock());
-        let files = files.into_iter().map(|bytes| FileState {
-            allocated: bytes.len() as u64,
-            synced: bytes.clone(),
-            bytes,
-            unsynced: Vec::new(),
-        });
-        let state = State { synced_names: names.clone(), names, files: files.collect(), ..State::default() };
+    fn with(state: State) -> SimDisk {
         SimDisk { core: Arc::new(Core { state: Mutex::new(state), released: Condvar::new() }) }
     }
 
