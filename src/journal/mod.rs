@@ -15,8 +15,8 @@
 //! Deliberately lacking: any idea of what a payload means, compression, removal of segments on its
 //! own ([`Journal::remove_segments_before`] is for an owner who knows what is still referred to).
 //!
-//! Reading order: [`format`] (bytes), [`batch`] and [`queue`] (memory), [`writer`] and [`preparer`]
-//! (the two threads), [`recovery`] (opening), [`disk`] and [`sim`] (what it all runs on).
+//! Reading order: [`format`] (bytes), [`batch`], [`queue`] and [`shared`] (memory), [`writer`] and
+//! [`preparer`] (the two threads), [`recovery`] (opening), [`disk`] and [`sim`] (what it all runs on).
 
 mod batch;
 pub mod disk;
@@ -28,6 +28,7 @@ mod queue;
 mod recovery;
 mod scan;
 mod segments;
+mod shared;
 pub mod sim;
 mod writer;
 
@@ -53,8 +54,9 @@ pub use segments::SegmentStats;
 
 use error::IoContext;
 use preparer::Preparer;
-use queue::{Shared, poison_error};
+use queue::Request;
 use segments::Segments;
+use shared::{Shared, poison_error};
 use writer::Writer;
 
 /// A handle to the journal; clones share it. The last one to go shuts the journal down.
@@ -172,7 +174,8 @@ impl Journal {
         done: Option<Completion>,
     ) -> Result<Vec<Position>, AppendError> {
         let measured = self.measure(frames)?;
-        self.inner.shared.enqueue_when_room(class, frames, &measured, None, done).await
+        let request = Request { class, drafts: frames, measured: &measured, checkpoint: None };
+        self.inner.shared.enqueue_when_room(request, done).await
     }
 
     /// As [`Journal::append`], but answers [`AppendError::Busy`] where that would wait. May be
@@ -187,7 +190,8 @@ impl Journal {
         mut done: Option<Completion>,
     ) -> Result<Vec<Position>, AppendError> {
         let measured = self.measure(frames)?;
-        self.inner.shared.enqueue(class, frames, &measured, None, &mut done)
+        let request = Request { class, drafts: frames, measured: &measured, checkpoint: None };
+        self.inner.shared.enqueue(&request, &mut done)
     }
 
     /// Whether an append of this class would be refused now, so that a proposal can be refused
@@ -223,9 +227,13 @@ impl Journal {
         let encoded = scan_from.encode();
         let draft = Draft { kind: FrameKind::Checkpoint, group: 0, payload: &[&encoded, payload] };
         self.check_size(&[draft])?;
-        let measured = [draft.measure()];
-        let positions =
-            shared.enqueue_when_room(Class::Essential, &[draft], &measured, Some(scan_from), None).await?;
+        let request = Request {
+            class: Class::Essential,
+            drafts: &[draft],
+            measured: &[draft.measure()],
+            checkpoint: Some(scan_from),
+        };
+        let positions = shared.enqueue_when_room(request, None).await?;
         let at = positions[0];
         match shared.wait_synced(at).await {
             Ok(()) => Ok(at.plus(encoded.len())),

@@ -12,7 +12,8 @@ use std::time::Instant;
 use super::disk::{Disk, DiskFile, is_no_space};
 use super::format::{segment_file, unfinished_file};
 use super::options::ZERO_CHUNK_BYTES;
-use super::queue::{Shared, Space};
+use super::queue::Space;
+use super::shared::Shared;
 
 pub(super) struct Preparer {
     pub(super) shared: Arc<Shared>,

@@ -13,8 +13,9 @@ use super::batch::Sealed;
 use super::disk::{Disk, DiskFile};
 use super::format::{BLOCK_BYTES, Position, SegmentHeader, segment_file};
 use super::options::{BUFFER_KEEP_BYTES_MAX, BatchReport};
-use super::queue::{Shared, Taken};
+use super::queue::Taken;
 use super::segments::{SegmentStats, Segments};
+use super::shared::Shared;
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
