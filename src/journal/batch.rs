@@ -79,8 +79,9 @@ impl Batch {
         }
     }
 
+    /// An append without frames still has a completion to call.
     pub(super) fn is_empty(&self) -> bool {
-        self.frames == 0
+        self.frames == 0 && self.completions.is_empty()
     }
 
     /// Where the last frame ends.

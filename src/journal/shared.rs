@@ -201,8 +201,8 @@ impl Shared {
 
     // ---- the writer's side
 
-    /// Blocks until there is a batch to write; `None` when the journal ends. `unproven` says that
-    /// no watermark covers the last batch yet, and is cleared if none can be written.
+    /// Blocks until there is a batch to write; `None` when the journal ends. `unproven` says that no
+    /// watermark covers the last batch yet; without room for one, it is tried again and again.
     pub(super) fn next_batch(&self, chain: u32, unproven: &mut bool, buffer: &mut Vec<u8>) -> Option<Taken> {
         let mut idle_at = None;
         let mut queue = self.queue.lock();
@@ -239,9 +239,11 @@ impl Shared {
         unproven: &mut bool,
         buffer: &mut Vec<u8>,
     ) -> Option<Taken> {
-        // Without room for a watermark there is nothing to be done but to go without.
-        if queue.is_empty() && !(std::mem::take(unproven) && queue.push_watermark()) {
-            return None;
+        if queue.is_empty() {
+            if !*unproven || !queue.push_watermark() {
+                return None;
+            }
+            *unproven = false;
         }
         Some(queue.take(chain, self.synced(), std::mem::take(buffer)))
     }
@@ -343,6 +345,14 @@ impl Shared {
         } else {
             tracing::warn!(event = "journal_space", ?space, free_bytes, "disk space runs out");
         }
+    }
+
+    /// Whether the writer would find something to do without waiting for long.
+    #[cfg(test)]
+    pub(super) fn has_work(&self, unproven: bool) -> bool {
+        let mut queue = self.queue.lock();
+        let for_watermark = super::format::FRAME_HEADER_BYTES as u64;
+        !queue.is_empty() || (unproven && queue.make_room(for_watermark))
     }
 
     /// Queued bytes, space and free bytes.

@@ -2,7 +2,8 @@
 //!
 //! It knows which bytes and names had been synced. [`SimDisk::after_power_loss`] gives the disk as
 //! a machine would find it after losing power: what was synced, plus any part of what was not, torn
-//! between 512-byte sectors; unsynced changes of the directory survive up to any point, in order.
+//! between 512-byte sectors; unsynced creations and renames survive up to any point in their order,
+//! removals as they please.
 //! Any operation can be made to fail, space can run out, bits can be flipped, syncs can be held.
 //! A failed sync leaves what it should have synced unsynced for ever, as Linux does.
 //!
@@ -62,7 +63,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -72,7 +73,7 @@ impl Rng {
 
     /// A number below `bound`, which must not be 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.next_u64() % bound
     }
 
     /// True `percent` times in a hundred.
@@ -245,8 +246,12 @@ impl SimDisk {
             Survival::All => changes,
             Survival::Prefix | Survival::AnySectors => rng.below(changes as u64 + 1) as usize,
         };
-        for change in &state.name_changes[..kept] {
-            change.apply(&mut names);
+        for (index, change) in state.name_changes.iter().enumerate() {
+            // Nothing orders removals of different files.
+            let loose = survival == Survival::AnySectors && matches!(change, NameChange::Remove(_));
+            if if loose { rng.chance(50) } else { index < kept } {
+                change.apply(&mut names);
+            }
         }
         let survive = |file: &FileState| {
             let bytes = file.survive(rng, survival);

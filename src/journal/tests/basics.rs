@@ -15,7 +15,7 @@ async fn what_was_appended_is_read_and_recovered() {
 
     let mut written = Vec::new();
     // Enough for several segments.
-    for number in 0..300_u32 {
+    for number in 0..301_u32 {
         let payload = number.to_le_bytes().repeat(1 + number as usize);
         let position = append_synced(&journal, number as u16, &payload).await;
         let read = journal.read(position.segment, position.offset, payload.len() as u32).unwrap();

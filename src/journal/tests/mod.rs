@@ -2,6 +2,12 @@
 //! threads; the others drive it step by step on a simulated disk, so that a seed is a whole story.
 
 mod basics;
+mod damage;
+mod faults;
+mod golden;
+mod power_loss;
+mod rig;
+mod threads;
 
 use std::time::Duration;
 
