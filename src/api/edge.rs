@@ -25,6 +25,7 @@ use super::dialect::Dialect;
 use super::error::{ApiError, render};
 use super::limits::{ConnectionCaps, ConnectionPermit, Limits, RateLimit};
 use super::weigh::Scales;
+use super::window_cache::WindowCache;
 use crate::config::{Config, Secret};
 use crate::metrics::Metrics;
 use crate::shards::Shards;
@@ -54,6 +55,7 @@ pub(crate) struct AppState {
     pub scales: Scales,
     pub config: Arc<Config>,
     pub metrics: Metrics,
+    pub windows: WindowCache,
     pub limits: Limits,
     pub address: SocketAddr,
     /// Cancelled when the node shuts down: streams end, long polls answer.
@@ -117,6 +119,7 @@ impl App {
         let limits = Limits::of(&config);
         let app = Arc::new(AppState {
             shards,
+            windows: WindowCache::new(config.window_cache_bytes),
             scales: Scales::new(estimator, metrics.clone()),
             metrics,
             closing: CancellationToken::new(),

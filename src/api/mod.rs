@@ -25,6 +25,7 @@ mod stream;
 mod watchdog;
 mod weigh;
 mod window;
+mod window_cache;
 mod wire;
 
 use axum::Router;

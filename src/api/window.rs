@@ -9,12 +9,14 @@ use http::StatusCode;
 use super::error::ApiError;
 use super::path::Id;
 use super::weigh::Counter;
+use super::window_cache::Rendered;
 use super::wire::answer::{self, Json};
-use super::wire::etag::{Asked, is_conditional};
+use super::wire::etag::Asked;
 use super::wire::query::{Query, read_options};
 use super::wire::request::Compact;
 use super::{Scope, accept};
-use crate::conversation::{Action, Reply, WindowQuery};
+use crate::conversation::{Action, ConversationId, Reply, WindowQuery};
+use crate::shards::ReadOptions;
 
 /// `if_version` is a guard, as for writes: `409` unless it is the current version. A client that wants to skip an
 /// unchanged window sends `If-None-Match`.
@@ -35,27 +37,57 @@ pub(super) async fn read(
     let options = read_options(&params)?;
     let shards = &scope.app.shards;
     let asked = Asked::of(request.uri());
+    let current = shards.version(&id, options).await?.ok_or(ApiError::NotFound)?;
     // A guard and a condition look at the current version; the window's own may be one of the past.
-    if expected.is_some() || is_conditional(request.headers()) {
-        let current = shards.describe(&id, options).await?.ok_or(ApiError::NotFound)?.version;
-        if let Some(expected) = expected.filter(|expected| *expected != current) {
-            return Err(ApiError::Conflict { expected, current });
-        }
-        if asked.is_known(request.headers(), query.at_version.unwrap_or(current)) {
-            return Ok(asked.not_modified(query.at_version.unwrap_or(current)));
-        }
+    if let Some(expected) = expected.filter(|expected| *expected != current) {
+        return Err(ApiError::Conflict { expected, current });
     }
-    let (explain, is_current) = (query.explain, query.at_version.is_none());
-    let window = shards.window(&id, query, options).await?.ok_or(ApiError::NotFound)?;
+    if asked.is_known(request.headers(), query.at_version.unwrap_or(current)) {
+        return Ok(asked.not_modified(query.at_version.unwrap_or(current)));
+    }
+    let rendered = if query.at_version.is_none() && !query.explain {
+        current_window(&scope, &id, query, options, current).await?
+    } else {
+        render(&scope, &id, query, options).await?
+    };
     // The conversation may have moved on since the guard was checked.
-    if let Some(expected) = expected.filter(|expected| is_current && *expected != window.version) {
-        return Err(ApiError::Conflict { expected, current: window.version });
+    if let Some(expected) =
+        expected.filter(|expected| query.at_version.is_none() && *expected != rendered.version)
+    {
+        return Err(ApiError::Conflict { expected, current: rendered.version });
     }
-    let response = answer::window(&window, explain).respond(StatusCode::OK);
     let metrics = &scope.app.metrics;
     metrics.window_latency_ms.observe(started.elapsed().as_secs_f64() * 1_000.0);
-    metrics.snapshot_token_count.observe(window.used_tokens as f64);
-    Ok(asked.mark(response, window.version))
+    metrics.snapshot_token_count.observe(rendered.used_tokens as f64);
+    Ok(asked.mark(answer::json(StatusCode::OK, rendered.body), rendered.version))
+}
+
+/// The current window, from the cache if it was asked for at this version before.
+async fn current_window(
+    scope: &Scope,
+    id: &ConversationId,
+    query: WindowQuery,
+    options: ReadOptions,
+    current: u64,
+) -> Result<Rendered, ApiError> {
+    let key = (id.clone(), query.budget_tokens);
+    if let Some(rendered) = scope.app.windows.get(&key, current) {
+        return Ok(rendered);
+    }
+    let rendered = render(scope, id, query, options).await?;
+    scope.app.windows.put(key, rendered.clone());
+    Ok(rendered)
+}
+
+async fn render(
+    scope: &Scope,
+    id: &ConversationId,
+    query: WindowQuery,
+    options: ReadOptions,
+) -> Result<Rendered, ApiError> {
+    let window = scope.app.shards.window(id, query, options).await?.ok_or(ApiError::NotFound)?;
+    let body = answer::window(&window, query.explain).finish().into();
+    Ok(Rendered { version: window.version, used_tokens: window.used_tokens, body })
 }
 
 pub(super) async fn compact(

@@ -99,6 +99,7 @@ pub struct Config {
     pub checkpoint_interval: Duration,
     pub record_cache_bytes: u64,
     pub message_cache_bytes: u64,
+    pub window_cache_bytes: u64,
     pub index_cache_bytes: u64,
 }
 
@@ -133,6 +134,7 @@ impl Config {
             checkpoint_interval: Duration::ZERO,
             record_cache_bytes: 0,
             message_cache_bytes: 0,
+            window_cache_bytes: 0,
             index_cache_bytes: 0,
         }
     }
@@ -150,6 +152,7 @@ impl Config {
         config.disk_reserve_bytes = 1 << 20;
         config.record_cache_bytes = 8 << 20;
         config.message_cache_bytes = 8 << 20;
+        config.window_cache_bytes = 8 << 20;
         config.index_cache_bytes = 8 << 20;
         config
     }

@@ -291,6 +291,14 @@ pub(super) static SETTINGS: &[Setting] = &[
     },
     Setting {
         section: STORAGE,
+        key: "window_cache_bytes",
+        default: Some("48MiB"),
+        example: "",
+        doc: "Memory for windows as they were last answered.",
+        field: |c| Field::Size(&mut c.window_cache_bytes, CACHE),
+    },
+    Setting {
+        section: STORAGE,
         key: "index_cache_bytes",
         default: Some("32MiB"),
         example: "",

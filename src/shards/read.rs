@@ -54,6 +54,12 @@ impl Shards {
         Ok(group.store.read(id, |c, _| c.describe())?)
     }
 
+    /// A conversation's version.
+    pub async fn version(&self, id: &ConversationId, options: ReadOptions) -> Result<Option<u64>, ReadError> {
+        let group = self.fresh_group(id, options).await?;
+        Ok(group.store.read(id, |c, _| c.version())?)
+    }
+
     /// The window its policy makes of a conversation.
     pub async fn window(
         &self,

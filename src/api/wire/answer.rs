@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
 use super::json::push_on_one_line;
@@ -130,11 +131,16 @@ impl Json {
 
     /// The finished text as an answer.
     pub(crate) fn respond(self, status: StatusCode) -> Response {
-        let mut response = Response::new(Body::from(self.out));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        json(status, self.out.into())
     }
+}
+
+/// A finished JSON text as an answer.
+pub(crate) fn json(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// The window of a conversation, with what was left out when that was asked for.
