@@ -8,6 +8,7 @@ use super::{Conversation, ConversationId};
 
 /// Messages by seq. Keeps the last two sealed runs it read, so that walking along costs one lookup per run even when
 /// every message makes a second look elsewhere.
+#[derive(Clone)]
 pub(super) struct Events<'a> {
     conversation: &'a Conversation,
     id: &'a ConversationId,
@@ -28,9 +29,14 @@ impl<'a> Events<'a> {
 
     /// The message at `seq`, which must lie in the log.
     pub(super) fn get(&mut self, seq: u64) -> Result<&MessageMeta, HistoryError> {
-        if let Some(open) = seq.checked_sub(self.open_first_seq) {
+        self.run_up_to(seq).map(|metas| metas.last().expect("never empty"))
+    }
+
+    /// The messages from the beginning of the run that holds `seq` up to it. Never empty.
+    pub(super) fn run_up_to(&mut self, seq: u64) -> Result<&[MessageMeta], HistoryError> {
+        if let Some(position) = seq.checked_sub(self.open_first_seq) {
             let missing = || HistoryError::Missing { what: "event", key: seq, id: self.id.clone() };
-            return self.conversation.open.get(open as usize).ok_or_else(missing);
+            return self.conversation.open.get(..=position as usize).ok_or_else(missing);
         }
         let first = run_of(seq);
         let holds = |run: &Option<Arc<EventRun>>| run.as_ref().is_some_and(|run| run.first_seq() == first);
@@ -45,7 +51,7 @@ impl<'a> Events<'a> {
             self.recent[0] = Some(run);
         }
         let run = self.recent[0].as_ref().expect("filled above");
-        Ok(&run.metas()[(seq - first) as usize])
+        Ok(&run.metas()[..=(seq - first) as usize])
     }
 }
 

@@ -5,49 +5,48 @@ use super::select::{Choice, Selection};
 use super::summaries::PlannedSummary;
 use super::view::View;
 use super::{LeftOut, PlannedMessage, Reason, Segment, WindowPlan};
+use crate::conversation::runs::HistoryError;
 
 pub(super) fn assemble(
     view: &View<'_>,
-    mut candidates: Candidates<'_>,
+    candidates: &mut Candidates<'_>,
     summaries: Vec<PlannedSummary>,
     selection: Selection,
     needs_compaction: bool,
     explain: bool,
-) -> WindowPlan {
+) -> Result<WindowPlan, HistoryError> {
     let mut out = Assembly {
-        messages: Vec::with_capacity(selection.live.len()),
+        messages: Vec::with_capacity(selection.messages as usize),
         segments: Vec::new(),
         left_out: Vec::new(),
         explain,
         interrupted: false,
         beyond_cut: selection.cut.unwrap_or(Reason::OverBudget),
     };
-    let unread_from = if candidates.leading.is_some() { 2 } else { 1 };
-    if let Some(leading) = candidates.leading.take() {
-        out.live(leading, selection.leading);
+    let (unread_from, unread_to) = candidates.unread();
+    if let Some(leading) = candidates.leading {
+        out.live(candidates, leading, selection.leading)?;
     }
-    out.unread(view, unread_from, candidates.next_seq());
+    out.unread(view, unread_from, unread_to);
     let mut summaries = summaries.into_iter().zip(selection.summaries).peekable();
-    let scanned = candidates.into_scanned();
-    let mut choices = selection.live;
-    choices.resize(scanned.len(), Choice::Open);
-    for (candidate, choice) in scanned.into_iter().zip(choices).rev() {
-        while let Some((summary, choice)) =
-            summaries.next_if(|(summary, _)| summary.from_seq < candidate.seq())
+    for position in (0..candidates.scanned().len()).rev() {
+        let candidate = candidates.scanned()[position];
+        while let Some((summary, choice)) = summaries.next_if(|(summary, _)| summary.from_seq < candidate.seq)
         {
             out.summary(summary, choice);
         }
-        out.live(candidate, choice);
+        let choice = selection.live.get(position).copied().unwrap_or(Choice::Open);
+        out.live(candidates, candidate, choice)?;
     }
     summaries.for_each(|(summary, choice)| out.summary(summary, choice));
-    WindowPlan {
+    Ok(WindowPlan {
         version: view.version,
         used_tokens: selection.tokens,
         needs_compaction,
         segments: out.segments,
         messages: out.messages,
         left_out: merged(out.left_out),
-    }
+    })
 }
 
 /// A window being put together in ascending order.
@@ -62,21 +61,28 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn live(&mut self, candidate: Candidate, choice: Choice) {
-        let seq = candidate.seq();
+    fn live(
+        &mut self,
+        candidates: &mut Candidates<'_>,
+        candidate: Candidate,
+        choice: Choice,
+    ) -> Result<(), HistoryError> {
+        let seq = candidate.seq;
         let reason = match choice {
             Choice::In => {
-                if let Some(partly) = candidate.reason {
+                if let Some(partly) = candidates.reason(candidate) {
                     self.leave_out(seq, seq, partly);
                 }
                 self.show_live(seq);
-                return self.messages.push(candidate.into_planned());
+                self.messages.push(candidates.planned(candidate)?);
+                return Ok(());
             }
             Choice::Out(reason) => reason,
             Choice::Open => self.beyond_cut,
         };
-        self.interrupted |= !candidate.emptied;
+        self.interrupted |= !candidates.emptied(candidate);
         self.leave_out(seq, seq, reason);
+        Ok(())
     }
 
     fn show_live(&mut self, seq: u64) {
@@ -111,9 +117,7 @@ impl Assembly {
         self.interrupted = true;
         let mut end = view.live_at_or_below(to_seq);
         while self.explain && end >= from_seq {
-            let before = view.summaries.partition_point(|summary| summary.to_seq < end);
-            let covered_to = view.summaries[..before].last().map_or(0, |summary| summary.to_seq);
-            let start = from_seq.max(covered_to + 1);
+            let start = from_seq.max(view.live_since(end));
             self.leave_out(start, end, self.beyond_cut);
             end = view.live_at_or_below(start - 1);
         }

@@ -2,52 +2,40 @@
 //!
 //! Messages that calls and results tie together form groups, which are in the window or out of it as one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::edits::{CallFate, Edited, Editor, Rules, Surroundings};
 use super::view::View;
 use super::{Edit, PlannedMessage, Reason};
 use crate::conversation::history::Events;
-use crate::conversation::message::{EventRef, MessageMeta, ToolLink};
+use crate::conversation::message::{MessageMeta, ToolLink};
 use crate::conversation::pairing::PAIR_REACH;
 use crate::conversation::runs::HistoryError;
 
-/// A live message after its edit.
+/// Single texts are read up to this many at once.
+const BATCH: usize = 64;
+/// Room reserved for candidates at the most; more make room for themselves.
+const MAX_EXPECTED: u64 = 512;
+
+/// A live message after its edit. Small: most are only looked at for their tokens.
+#[derive(Clone, Copy)]
 pub(super) struct Candidate {
-    /// With the tokens left after the edit.
-    pub(super) event: EventRef,
-    pub(super) edit: Edit,
-    /// Nothing is left of it.
-    pub(super) emptied: bool,
-    /// Why parts of it, or all, were dropped.
-    pub(super) reason: Option<Reason>,
-    group: Option<u32>,
+    pub(super) seq: u64,
+    /// What is left after the edit.
+    pub(super) tokens: u32,
+    /// Position of its [`Fate`]; [`PLAIN`] for a whole message that nothing is tied to.
+    fate: u32,
 }
 
-impl Candidate {
-    fn new(seq: u64, meta: &MessageMeta, edited: Edited) -> Candidate {
-        let event = EventRef { token_count: edited.token_count, ..meta.event(seq) };
-        Candidate { event, edit: edited.edit, emptied: edited.emptied, reason: edited.reason, group: None }
-    }
+const PLAIN: u32 = u32::MAX;
 
-    pub(super) fn tokens(&self) -> u64 {
-        self.event.token_count.into()
-    }
-
-    pub(super) fn seq(&self) -> u64 {
-        self.event.seq
-    }
-
-    pub(super) fn into_planned(self) -> PlannedMessage {
-        PlannedMessage {
-            seq: self.event.seq,
-            to_seq: None,
-            location: self.event.location,
-            token_count: self.event.token_count,
-            inserted_at_ms: self.event.inserted_at_ms,
-            edit: self.edit,
-        }
-    }
+/// What there is to know of an edited message, or of one that others are tied to.
+#[derive(Default)]
+struct Fate {
+    edit: Edit,
+    emptied: bool,
+    reason: Option<Reason>,
+    group: Option<u32>,
 }
 
 /// Messages tied together. Members are positions among the candidates.
@@ -66,17 +54,21 @@ pub(super) struct Unit {
 
 pub(super) struct Candidates<'a> {
     view: &'a View<'a>,
+    events: Events<'a>,
     editor: Editor<'a>,
     around: Around<'a>,
+    /// Where the log begins behind the leading system message.
+    first_seq: u64,
     /// The first message of the log, when it is a system message that stays.
     pub(super) leading: Option<Candidate>,
     /// Newest first.
     scanned: Vec<Candidate>,
+    fates: Vec<Fate>,
     /// The next seq to look at; 0 when there is none.
     next_seq: u64,
     groups: Vec<Group>,
     /// Messages not reached yet, with the candidates that answer their calls.
-    awaited: BTreeMap<u64, Vec<u32>>,
+    awaited: BTreeSet<(u64, u32)>,
 }
 
 impl<'a> Candidates<'a> {
@@ -86,21 +78,28 @@ impl<'a> Candidates<'a> {
         leading_system: Option<&MessageMeta>,
     ) -> Result<Candidates<'a>, HistoryError> {
         let rules = Rules::of(&view.settings.policy);
+        let expected = view.settings.policy.strategy().bounds().limit.min(view.last_seq).min(MAX_EXPECTED);
         let mut candidates = Candidates {
             view,
+            events: events.clone(),
             editor: Editor::new(Rules::of(&view.settings.policy)),
             around: Around { view, events, rules, answered: BTreeSet::new(), looked_down_to: u64::MAX },
+            first_seq: 1,
             leading: None,
-            scanned: Vec::new(),
+            scanned: Vec::with_capacity(expected as usize),
+            fates: Vec::new(),
             next_seq: view.live_at_or_below(view.last_seq),
             groups: Vec::new(),
-            awaited: BTreeMap::new(),
+            awaited: BTreeSet::new(),
         };
         if let Some(meta) = leading_system.filter(|meta| view.last_seq > 0 && stands_alone(meta))
             && view.covering(1).is_none()
         {
             let edited = candidates.editor.edit(1, meta, &mut candidates.around)?;
-            candidates.leading = (!edited.emptied).then(|| Candidate::new(1, meta, edited));
+            if !edited.emptied {
+                candidates.leading = Some(candidates.candidate(1, edited));
+                candidates.first_seq = 2;
+            }
         }
         Ok(candidates)
     }
@@ -109,13 +108,51 @@ impl<'a> Candidates<'a> {
         &self.scanned
     }
 
-    /// The live seqs from here down were not looked at.
-    pub(super) fn next_seq(&self) -> u64 {
-        self.next_seq
+    /// The first seq of the log that may be a candidate, and the newest that was not looked at.
+    pub(super) fn unread(&self) -> (u64, u64) {
+        (self.first_seq, self.next_seq)
     }
 
-    pub(super) fn into_scanned(self) -> Vec<Candidate> {
-        self.scanned
+    /// Whether nothing is left of a message.
+    pub(super) fn emptied(&self, candidate: Candidate) -> bool {
+        self.fate(candidate).is_some_and(|fate| fate.emptied)
+    }
+
+    /// Why parts of a message, or all, were dropped.
+    pub(super) fn reason(&self, candidate: Candidate) -> Option<Reason> {
+        self.fate(candidate).and_then(|fate| fate.reason)
+    }
+
+    /// A message for the window; to be asked for once.
+    pub(super) fn planned(&mut self, candidate: Candidate) -> Result<PlannedMessage, HistoryError> {
+        let meta = self.events.get(candidate.seq)?;
+        let fate = self.fates.get_mut(candidate.fate as usize);
+        Ok(PlannedMessage {
+            seq: candidate.seq,
+            to_seq: None,
+            location: meta.location,
+            token_count: candidate.tokens,
+            inserted_at_ms: meta.inserted_at_ms,
+            edit: fate.map(|fate| std::mem::take(&mut fate.edit)).unwrap_or_default(),
+        })
+    }
+
+    fn fate(&self, candidate: Candidate) -> Option<&Fate> {
+        self.fates.get(candidate.fate as usize)
+    }
+
+    fn group(&self, position: usize) -> Option<&Group> {
+        self.fate(self.scanned[position])?.group.map(|group| &self.groups[group as usize])
+    }
+
+    fn candidate(&mut self, seq: u64, edited: Edited) -> Candidate {
+        let Edited { edit, token_count, emptied, reason } = edited;
+        let mut fate = PLAIN;
+        if edit != Edit::Whole || emptied {
+            fate = self.fates.len() as u32;
+            self.fates.push(Fate { edit, emptied, reason, group: None });
+        }
+        Candidate { seq, tokens: token_count, fate }
     }
 
     /// Whether there is a candidate at `position`; reads on if need be.
@@ -131,63 +168,77 @@ impl<'a> Candidates<'a> {
 
     /// What the candidate at `position` is taken or left with; reads on until the whole group is known.
     pub(super) fn unit(&mut self, position: usize) -> Result<Unit, HistoryError> {
-        while let Some(group) = self.scanned[position].group {
-            if self.groups[group as usize].reaches_seq <= self.next_seq && self.next_seq > 0 {
+        while let Some(group) = self.group(position) {
+            if group.reaches_seq <= self.next_seq && self.next_seq > 0 {
                 self.scan_next()?;
                 continue;
             }
-            let members = &self.groups[group as usize].members;
-            let tokens = members.iter().map(|&member| self.scanned[member as usize].tokens()).sum();
-            return Ok(Unit { tokens, messages: members.len() as u64 });
+            let tokens = group.members.iter().map(|&member| u64::from(self.scanned[member as usize].tokens));
+            return Ok(Unit { tokens: tokens.sum(), messages: group.members.len() as u64 });
         }
-        Ok(Unit { tokens: self.scanned[position].tokens(), messages: 1 })
+        Ok(Unit { tokens: self.scanned[position].tokens.into(), messages: 1 })
     }
 
     /// The positions of the group that `position` belongs to, itself included.
     pub(super) fn tied_to(&self, position: usize) -> Option<&[u32]> {
-        self.scanned[position].group.map(|group| self.groups[group as usize].members.as_slice())
+        self.group(position).map(|group| group.members.as_slice())
     }
 
+    /// Reads one message more, or as many single texts as come in one piece.
     fn scan_next(&mut self) -> Result<(), HistoryError> {
         let seq = self.next_seq;
-        self.next_seq = self.view.live_at_or_below(seq - 1);
         if self.leading.is_some() && seq == 1 {
+            self.next_seq = 0;
             return Ok(());
         }
-        let meta = self.around.events.get(seq)?;
-        if meta.parts.listed().is_none() {
-            let edited = self.editor.edit_text(meta.token_count);
-            self.scanned.push(Candidate::new(seq, meta, edited));
-            return Ok(());
+        let metas = self.events.run_up_to(seq)?;
+        let unbroken = (seq + 1 - self.view.live_since(seq).max(self.first_seq)) as usize;
+        let texts =
+            metas.iter().rev().take(unbroken.min(BATCH)).take_while(|meta| meta.parts.listed().is_none());
+        let mut next = seq;
+        if self.editor.keeps_text() {
+            for meta in texts {
+                self.scanned.push(Candidate { seq: next, tokens: meta.token_count, fate: PLAIN });
+                next -= 1;
+            }
         }
-        let meta = meta.clone();
-        let mut edited = self.editor.edit(seq, &meta, &mut self.around)?;
-        let answers = std::mem::take(&mut edited.answers);
-        self.scanned.push(Candidate::new(seq, &meta, edited));
-        self.tie(seq, answers);
+        if next == seq {
+            let edited = self.editor.edit(seq, &metas[metas.len() - 1], &mut self.around)?;
+            let candidate = self.candidate(seq, edited);
+            self.scanned.push(candidate);
+            self.tie(seq);
+            next -= 1;
+        }
+        self.next_seq = self.view.live_at_or_below(next);
         Ok(())
     }
 
     /// Joins the newest scanned candidate to those that answer it, and notes whom it answers.
-    fn tie(&mut self, seq: u64, answers: Vec<u64>) {
+    fn tie(&mut self, seq: u64) {
         let position = self.scanned.len() as u32 - 1;
-        for answering in self.awaited.remove(&seq).unwrap_or_default() {
+        while let Some(&(_, answering)) = self.awaited.last().filter(|(call_seq, _)| *call_seq == seq) {
+            self.awaited.remove(&(seq, answering));
             self.join(position, answering);
         }
-        for call_seq in answers {
+        for n in 0..self.editor.answers().len() {
+            let call_seq = self.editor.answers()[n];
             let group = self.group_of(position);
             let reaches_seq = &mut self.groups[group as usize].reaches_seq;
             *reaches_seq = call_seq.min(*reaches_seq);
-            self.awaited.entry(call_seq).or_default().push(position);
+            self.awaited.insert((call_seq, position));
         }
     }
 
     fn group_of(&mut self, position: u32) -> u32 {
-        let next = self.groups.len() as u32;
         let candidate = &mut self.scanned[position as usize];
-        let group = *candidate.group.get_or_insert(next);
+        if candidate.fate == PLAIN {
+            candidate.fate = self.fates.len() as u32;
+            self.fates.push(Fate::default());
+        }
+        let next = self.groups.len() as u32;
+        let group = *self.fates[candidate.fate as usize].group.get_or_insert(next);
         if group == next {
-            self.groups.push(Group { members: vec![position], reaches_seq: candidate.event.seq });
+            self.groups.push(Group { members: vec![position], reaches_seq: candidate.seq });
         }
         group
     }
@@ -203,7 +254,8 @@ impl<'a> Candidates<'a> {
         }
         let moved = std::mem::take(&mut self.groups[from as usize]);
         for &member in &moved.members {
-            self.scanned[member as usize].group = Some(into);
+            let fate = self.scanned[member as usize].fate;
+            self.fates[fate as usize].group = Some(into);
         }
         let group = &mut self.groups[into as usize];
         group.reaches_seq = group.reaches_seq.min(moved.reaches_seq);

@@ -84,8 +84,6 @@ pub(super) struct Edited {
     pub(super) emptied: bool,
     /// Why something was dropped.
     pub(super) reason: Option<Reason>,
-    /// The seqs of the other messages whose calls it answers.
-    pub(super) answers: Vec<u64>,
 }
 
 /// Edits messages in descending order.
@@ -95,18 +93,17 @@ pub(super) struct Editor<'a> {
     answered: BTreeSet<(u64, u32)>,
     /// ... and those that a dropped result did.
     unanswered: BTreeSet<(u64, u32)>,
+    work: Work,
 }
 
 impl<'a> Editor<'a> {
     pub(super) fn new(rules: Rules<'a>) -> Editor<'a> {
-        Editor { rules, answered: BTreeSet::new(), unanswered: BTreeSet::new() }
+        Editor { rules, answered: BTreeSet::new(), unanswered: BTreeSet::new(), work: Work::default() }
     }
 
-    /// Edits a message of one text part.
-    pub(super) fn edit_text(&self, token_count: u32) -> Edited {
-        let emptied = self.rules.drops_text;
-        let reason = emptied.then_some(Reason::MessageSkipped);
-        Edited { edit: Edit::Whole, token_count, emptied, reason, answers: Vec::new() }
+    /// Whether messages of one text part stay as they are.
+    pub(super) fn keeps_text(&self) -> bool {
+        !self.rules.drops_text
     }
 
     pub(super) fn edit(
@@ -115,40 +112,27 @@ impl<'a> Editor<'a> {
         meta: &MessageMeta,
         around: &mut dyn Surroundings,
     ) -> Result<Edited, HistoryError> {
-        let Some(parts) = meta.parts.listed() else { return Ok(self.edit_text(meta.token_count)) };
-        let mut work = Work {
-            edits: parts.iter().map(|part| self.rules.edit(part)).collect(),
-            answers: Vec::new(),
-            reason: None,
+        let mut work = std::mem::take(&mut self.work);
+        let Some(parts) = meta.parts.listed() else {
+            work.begin([].into_iter());
+            self.work = work;
+            let emptied = self.rules.drops_text;
+            let reason = emptied.then_some(Reason::MessageSkipped);
+            return Ok(Edited { edit: Edit::Whole, token_count: meta.token_count, emptied, reason });
         };
-        if work.edits.contains(&PartEdit::Drop) {
-            work.reason = Some(Reason::PartsSkipped);
-        }
+        work.begin(parts.iter().map(|part| self.rules.edit(part)));
         if self.rules.pairing {
             self.pair_results(seq, parts, &mut work, around)?;
             self.pair_calls(seq, parts, &mut work, around)?;
         }
-        if work.edits.iter().all(|edit| *edit == PartEdit::Keep) {
-            let Work { answers, .. } = work;
-            return Ok(Edited {
-                edit: Edit::Whole,
-                token_count: meta.token_count,
-                emptied: false,
-                reason: None,
-                answers,
-            });
-        }
-        let emptied = work.edits.iter().all(|edit| *edit == PartEdit::Drop);
-        if emptied && work.reason == Some(Reason::PartsSkipped) {
-            work.reason = Some(Reason::MessageSkipped);
-        }
-        Ok(Edited {
-            token_count: tokens_after(meta.token_count, parts, &work.edits),
-            edit: Edit::Parts(work.edits.into_boxed_slice()),
-            emptied,
-            reason: work.reason,
-            answers: work.answers,
-        })
+        let edited = work.edited(meta.token_count, parts);
+        self.work = work;
+        Ok(edited)
+    }
+
+    /// The seqs of the other messages whose calls the message edited last answers.
+    pub(super) fn answers(&self) -> &[u64] {
+        &self.work.answers
     }
 
     fn pair_results(
@@ -193,14 +177,16 @@ impl<'a> Editor<'a> {
         around: &mut dyn Surroundings,
     ) -> Result<(), HistoryError> {
         for (index, part) in parts.iter().enumerate() {
-            let key = (seq, index as u32);
-            if part.tool != ToolLink::Call
-                || work.edits[index] == PartEdit::Drop
-                || self.answered.contains(&key)
-            {
+            if part.tool != ToolLink::Call || work.edits[index] == PartEdit::Drop {
                 continue;
             }
-            if self.unanswered.contains(&key) {
+            // Nobody asks again: all that could answer this call is newer.
+            let key = (seq, index as u32);
+            let (answered, unanswered) = (self.answered.remove(&key), self.unanswered.remove(&key));
+            if answered {
+                continue;
+            }
+            if unanswered {
                 work.drop(index, Reason::PartsSkipped);
             } else if around.answered_in_summary(seq, index as u32)? {
                 work.drop(index, Reason::ResultCompacted);
@@ -210,7 +196,8 @@ impl<'a> Editor<'a> {
     }
 }
 
-/// The edits of one message while they are made.
+/// The edits of one message while they are made; used again for the next.
+#[derive(Default)]
 struct Work {
     edits: Vec<PartEdit>,
     answers: Vec<u64>,
@@ -218,9 +205,29 @@ struct Work {
 }
 
 impl Work {
+    fn begin(&mut self, edits: impl Iterator<Item = PartEdit>) {
+        self.edits.clear();
+        self.edits.extend(edits);
+        self.answers.clear();
+        self.reason = self.edits.contains(&PartEdit::Drop).then_some(Reason::PartsSkipped);
+    }
+
     fn drop(&mut self, index: usize, reason: Reason) {
         self.edits[index] = PartEdit::Drop;
         self.reason = self.reason.or(Some(reason));
+    }
+
+    fn edited(&self, token_count: u32, parts: &[StoredPart]) -> Edited {
+        if self.edits.iter().all(|edit| *edit == PartEdit::Keep) {
+            return Edited { edit: Edit::Whole, token_count, emptied: false, reason: None };
+        }
+        let emptied = self.edits.iter().all(|edit| *edit == PartEdit::Drop);
+        let reason = match self.reason {
+            Some(Reason::PartsSkipped) if emptied => Some(Reason::MessageSkipped),
+            reason => reason,
+        };
+        let token_count = tokens_after(token_count, parts, &self.edits);
+        Edited { edit: Edit::Parts(self.edits.as_slice().into()), token_count, emptied, reason }
     }
 }
 

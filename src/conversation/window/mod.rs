@@ -1,4 +1,16 @@
 //! Windows: which messages, within a token budget, a model is to see. Pure planning; no body is read.
+//!
+//! A window is a function of the log, the summaries and the settings as of one version, and of the budget asked for.
+//! What the contract leaves open is decided so:
+//!
+//! - Summaries do not count towards a policy's `limit`, the leading system message does; everything counts towards the
+//!   budget. Who comes first when room is short: see `select`.
+//! - A summary is shown whole or not at all. When it begins the log with a system message, it stays like one.
+//! - Tool calls and results that are tied together (also through a third message) are taken or left as one. Where only
+//!   one side is to be had, because the other was compacted away or is of a skipped kind, the part goes, and the message
+//!   with it if nothing else is in it. A call without any result yet is pending and stays.
+//! - Once results are stripped, calls are mere text, and nothing is tied.
+//! - `max_tokens` is the policy's own wish: what it leaves out does not ask for compaction.
 
 mod assemble;
 mod candidates;
@@ -163,5 +175,5 @@ pub fn plan_window(
         Selection::make(&mut candidates, &summaries, Caps { budget, ..unbudgeted }, u64::MAX)?
     };
     debug_assert!(selection.tokens <= budget, "a window never exceeds its budget");
-    Ok(assemble(&view, candidates, summaries, selection, needs_compaction, query.explain))
+    Ok(assemble(&view, &mut candidates, summaries, selection, needs_compaction, query.explain)?)
 }

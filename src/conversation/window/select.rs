@@ -30,7 +30,8 @@ pub(super) enum Choice {
 pub(super) struct Selection {
     caps: Caps,
     pub(super) tokens: u64,
-    messages: u64,
+    /// Live messages taken.
+    pub(super) messages: u64,
     pub(super) leading: Choice,
     /// By position.
     pub(super) summaries: Vec<Choice>,
@@ -65,8 +66,8 @@ impl Selection {
             live: Vec::new(),
             cut: None,
         };
-        if let Some(leading) = &candidates.leading {
-            selection.leading = selection.choose(leading.tokens(), 1);
+        if let Some(leading) = candidates.leading {
+            selection.leading = selection.choose(leading.tokens.into(), 1);
         }
         if let Some(first) = summaries.first().filter(|first| first.leads) {
             selection.summaries[0] = selection.choose(first.tokens, 0);
@@ -117,9 +118,9 @@ impl Selection {
     ) -> Result<Result<Choice, Reason>, HistoryError> {
         let unit = candidates.unit(position)?;
         self.live.resize(candidates.scanned().len(), Choice::Open);
-        let candidate = &candidates.scanned()[position];
-        let choice = if candidate.emptied {
-            Choice::Out(candidate.reason.unwrap_or(Reason::MessageSkipped))
+        let candidate = candidates.scanned()[position];
+        let choice = if candidates.emptied(candidate) {
+            Choice::Out(candidates.reason(candidate).unwrap_or(Reason::MessageSkipped))
         } else {
             match self.room(unit.tokens, unit.messages) {
                 Room::Enough => self.take(unit.tokens, unit.messages),

@@ -77,6 +77,12 @@ impl<'a> View<'a> {
         self.summaries[..after].last().filter(|summary| seq <= summary.to_seq)
     }
 
+    /// The oldest seq that no summary separates from the live `seq`.
+    pub(super) fn live_since(&self, seq: u64) -> u64 {
+        let before = self.summaries.partition_point(|summary| summary.from_seq <= seq);
+        self.summaries[..before].last().map_or(1, |summary| summary.to_seq + 1)
+    }
+
     /// The newest seq up to `seq` that no summary covers; 0 when there is none.
     pub(super) fn live_at_or_below(&self, mut seq: u64) -> u64 {
         while let Some(summary) = self.covering(seq) {
