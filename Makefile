@@ -1,6 +1,6 @@
 # `make check` only reads; `make fix` writes.
 .DEFAULT_GOAL := help
-.PHONY: help run check fix test tools bench
+.PHONY: help run check fix test soak tools bench
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,9 @@ fix: ## Format, apply what the lints suggest, and regenerate the generated pages
 
 test: tools ## All tests. Installs the tools they need.
 	cargo test --locked
+
+soak: tools ## The long fault suite: 30 kill cycles and as many of every other fault.
+	FASTPACA_TEST_CYCLES=30 cargo test --locked --release --test faults -- --nocapture
 
 tools: ## Install what the tests call: strace, promtool, curl.
 	@.ci/tools
