@@ -8,7 +8,7 @@ use super::format::{BATCH_HEADER_BYTES, BLOCK_BYTES};
 
 /// Bytes read ahead while scanning.
 pub(super) const READ_AHEAD_BYTES: usize = 1 << 20;
-/// Bytes of zeros written at a time when a segment is prepared.
+/// Bytes of zeros written and synced at a time when a segment is prepared.
 pub(super) const ZERO_CHUNK_BYTES: usize = 1 << 20;
 /// Segment files kept open for reading.
 pub(super) const FILE_HANDLES_MAX: usize = 128;

@@ -87,18 +87,19 @@ pub(super) fn create_segment(disk: &dyn Disk, segment: u32, bytes: u32) -> io::R
     let file = disk.create(&unfinished)?;
     file.allocate(u64::from(bytes))?;
     write_zeros(&*file, 0, u64::from(bytes))?;
-    file.sync_data()?;
     disk.rename(&unfinished, &segment_file(segment))?;
     disk.sync_dir()
 }
 
-/// Overwrites a range with zeros, so that later writes there change no metadata.
+/// Overwrites a range with zeros, so that later writes there change no metadata, and syncs them. In
+/// steps: a batch's fsync must not queue behind a whole segment of zeros.
 pub(super) fn write_zeros(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
     let zeros = vec![0; ZERO_CHUNK_BYTES.min((to - from) as usize)];
     let mut at = from;
     while at < to {
         let len = zeros.len().min((to - at) as usize);
         file.write_at(&zeros[..len], at)?;
+        file.sync_data()?;
         at += len as u64;
     }
     Ok(())
