@@ -240,7 +240,9 @@ fn group_heads(words: &[String]) -> Vec<String> {
 }
 
 fn is_test_file(path: &Path) -> bool {
-    let test = |part: &str| part == "tests" || part == "testing" || part == "tests.rs" || part.ends_with("_tests.rs");
+    let test = |part: &str| {
+        part == "tests" || part == "testing" || part == "tests.rs" || part.ends_with("_tests.rs")
+    };
     path.components().any(|part| test(&part.as_os_str().to_string_lossy()))
 }
 
