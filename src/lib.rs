@@ -1,4 +1,23 @@
 //! Fastpaca core: a Raft-replicated conversation log server.
+//!
+//! Read in this order: [`conversation`] (what a conversation is, pure), [`journal`] (the bytes on disk), [`store`]
+//! (records over the journal), [`raft`] (the two joined by consensus), [`shards`] (what the edge calls), [`api`]
+//! (HTTP), [`server`] (all of it wired). `docs/ARCHITECTURE.md` has the picture and the invariants.
+//!
+//! Layers, each of which may use only those below it; `tests/architecture.rs` holds them:
+//!
+//! ```text
+//! main, cli
+//! server
+//! api
+//! shards
+//! raft
+//! store
+//! journal
+//! tokens
+//! conversation
+//! config, metrics, logging
+//! ```
 
 pub mod api;
 pub mod cli;

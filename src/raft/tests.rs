@@ -21,7 +21,7 @@ use crate::conversation::{
 };
 use crate::journal::{Disk, Journal, OpenError, Options, RealDisk, ScanFrom};
 use crate::metrics::Metrics;
-use crate::store::{CacheSizes, Failure, GroupStore, Shared, SledIndex};
+use crate::store::{Batch, CacheSizes, Failure, GroupStore, Index, Shared, SledIndex, StoreError};
 
 const GROUPS: u16 = 4;
 const CACHES: CacheSizes = CacheSizes { records: 1 << 20, messages: 1 << 20 };
@@ -72,6 +72,10 @@ fn open_disk(dir: &Path) -> Arc<RealDisk> {
 }
 
 async fn start(dir: &Path) -> Node {
+    start_with(dir, Failure::default()).await
+}
+
+async fn start_with(dir: &Path, failure: Failure) -> Node {
     let settings = NodeSettings {
         node_id: 7,
         recovery: RecoverySettings {
@@ -86,7 +90,7 @@ async fn start(dir: &Path) -> Node {
         checkpoint_interval: Duration::from_secs(3_600),
     };
     let disk = open_disk(dir);
-    Node::start(settings, disk, Metrics::new(), Failure::default()).await.unwrap()
+    Node::start(settings, disk, Metrics::new(), failure).await.unwrap()
 }
 
 /// Drops a stopped node and waits until its last task let go of the index, whose files are opened again next.
@@ -232,6 +236,38 @@ async fn a_node_recovers_with_and_without_its_index() {
     for group in node.groups.iter() {
         group.store.ensure_verified().unwrap();
     }
+    node.shutdown().await;
+}
+
+/// The engine may lose records without a word; "not found" must never be its word alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_lost_a_record_stops_the_node_and_asks_for_a_rebuild() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    fill(&node, 0, 4).await;
+    let before = dump_all(&node, 4);
+    node.shutdown().await;
+    gone(node).await;
+    let index = SledIndex::open(&dir.path().join("index"), 1 << 20).unwrap();
+    let lost = crate::store::head_key(1, &id(1));
+    let mut batch = Batch::default();
+    batch.remove(lost);
+    index.write(batch).unwrap();
+    drop(index);
+
+    let failure = Failure::default();
+    let node = start_with(dir.path(), failure.clone()).await;
+    let refused = node.groups[1].store.read(&id(1), |c, _| c.version());
+    assert!(matches!(refused, Err(StoreError::Disagrees { group: 1, .. })), "{refused:?}");
+    let reason = failure.raised().await;
+    assert!(reason.rebuild_index, "{reason:?}");
+    node.shutdown().await;
+    gone(node).await;
+
+    super::request_rebuild(&dir.path().join("index"), &reason.text);
+    let node = start(dir.path()).await;
+    assert_eq!(node.shared.metrics.index_rebuilds.get(), 1);
+    assert_eq!(dump_all(&node, 4), before);
     node.shutdown().await;
 }
 

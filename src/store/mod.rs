@@ -164,6 +164,12 @@ impl Weighter<(u32, u32), Bytes> for BodyWeight {
     }
 }
 
+/// The physical key of a conversation's record, for tests that damage it.
+#[cfg(test)]
+pub(crate) fn head_key(group: u16, id: &ConversationId) -> Vec<u8> {
+    value::chunk_key(&keys::head(group, id), 0)
+}
+
 #[derive(Clone)]
 pub(crate) struct RunWeight;
 
