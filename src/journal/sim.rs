@@ -198,10 +198,10 @@ impl SimDisk {
         self.core.state.lock().capacity = bytes;
     }
 
-    /// Makes syncs of files wait, until called with `false`.
-    pub fn hold_syncs(&self, hold: bool) {
-        self.core.state.lock().hold_syncs = hold;
-        self.core.released.notify_all();
+    /// Makes syncs of files wait until the answer is dropped.
+    pub fn hold_syncs(&self) -> HeldSyncs {
+        self.core.state.lock().hold_syncs = true;
+        HeldSyncs(self.clone())
     }
 
     /// The bytes of a file as programs see them.
@@ -294,6 +294,17 @@ impl SimDisk {
 
     fn handle(&self, file: usize) -> Arc<dyn DiskFile> {
         Arc::new(SimFile { disk: self.clone(), file })
+    }
+}
+
+/// While it lives, syncs of files wait.
+#[must_use]
+pub struct HeldSyncs(SimDisk);
+
+impl Drop for HeldSyncs {
+    fn drop(&mut self) {
+        self.0.core.state.lock().hold_syncs = false;
+        self.0.core.released.notify_all();
     }
 }
 
