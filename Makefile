@@ -22,7 +22,7 @@ test: tools ## All tests. Installs the tools they need.
 	cargo test --locked
 
 soak: tools ## The long fault suite: 30 kill cycles and as many of every other fault.
-	FASTPACA_TEST_CYCLES=30 cargo test --locked --release --test faults -- --nocapture
+	FASTPACA_TEST_CYCLES=30 cargo test --locked --test faults -- --include-ignored --nocapture
 
 tools: ## Install what the tests call: strace, promtool, curl.
 	@.ci/tools

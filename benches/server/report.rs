@@ -32,9 +32,14 @@ impl Verdict {
 }
 
 impl Report {
+    /// Opens a block of figures and bars.
+    pub(crate) fn title(&mut self, title: &str) {
+        println!("\n{title}");
+    }
+
     /// Opens a block of measurements, and names the columns.
     pub(crate) fn heading(&mut self, title: &str) {
-        println!("\n{title}");
+        self.title(title);
         println!(
             "  {:34} {:>10} {:>9} {:>9} {:>9} {:>11} {:>10} {:>9}",
             "", "per second", "p50", "p99", "max", "CPU/request", "load's CPU", "× first"

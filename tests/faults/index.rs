@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const CONVERSATIONS: usize = 12;
 
 /// Conversations with some of everything: settings, policies, compactions, metadata, tombstones, keys, many events.
-async fn fill(client: &Client) {
+pub(super) async fn fill(client: &Client) {
     for number in 0..CONVERSATIONS {
         let path = format!("/v1/conversations/index-{number}");
         let policy = match number % 3 {
@@ -50,8 +50,20 @@ async fn said(client: &Client) -> Value {
     said.into()
 }
 
+/// Requests that read all of it.
+pub(super) fn all_requests() -> Vec<String> {
+    let mut paths = vec!["/v1/conversations?limit=1000".to_owned()];
+    for number in 0..CONVERSATIONS {
+        let path = format!("/v1/conversations/index-{number}");
+        paths.push(format!("{path}/window?explain=true"));
+        paths.push(format!("{path}/events?limit=1000"));
+        paths.push(path);
+    }
+    paths
+}
+
 /// All files below a directory.
-fn files(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }

@@ -4,12 +4,15 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // Tests fail by panics and say on standard error what they did.
 
+mod bit_flip;
 mod disk_full;
 mod index;
 mod io_error;
 mod kill;
 mod kill_points;
+mod power_loss;
 mod shutdown;
+mod soak;
 mod stream_restart;
 #[path = "../support/mod.rs"]
 mod support;

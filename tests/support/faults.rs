@@ -87,6 +87,27 @@ impl Drop for Injected {
     }
 }
 
+/// What [`Node::spawn_under`](super::process::Node::spawn_under) takes to let a server believe that the machine was booted
+/// since it last ran. `dir` is for the boot id it is shown.
+pub(crate) fn under_new_boot(dir: &Path) -> Vec<String> {
+    let boot_id = dir.join("boot-id");
+    std::fs::write(&boot_id, "another-boot").expect("a test writes to its own directory");
+    let mount =
+        format!("mount --bind '{}' /proc/sys/kernel/random/boot_id && exec \"$@\"", boot_id.display());
+    let unshare = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
+    ["unshare", unshare, "sh", "-c", &mount, "sh"].map(String::from).into()
+}
+
+/// Whether [`under_new_boot`] works here.
+pub(crate) fn can_change_boot() -> bool {
+    let [program, arguments @ ..] = &under_new_boot(&std::env::temp_dir())[..] else { return false };
+    let can = Command::new(program).args(arguments).arg("true").status().is_ok_and(|status| status.success());
+    if !can {
+        skip("mount namespaces are not allowed");
+    }
+    can
+}
+
 /// A file system of a fixed size in memory, unmounted with this value.
 pub(crate) struct SmallDisk(PathBuf);
 

@@ -142,9 +142,8 @@ impl Ledger {
 
     /// The same for a server that lost everything from some time on: what was acknowledged later may be missing.
     pub(crate) async fn check_logs_as_of(&self, client: &Client, lost_from: SystemTime) {
-        let attempts = self.0.attempts.lock().expect("no writer panics with the lock").clone();
         let mut by_conversation: HashMap<String, Vec<Attempt>> = HashMap::new();
-        for attempt in attempts {
+        for attempt in self.attempts() {
             by_conversation.entry(attempt.conversation.clone()).or_default().push(attempt);
         }
         for (conversation, attempts) in by_conversation {
@@ -152,34 +151,51 @@ impl Ledger {
         }
     }
 
-    /// Sends every append whose number is a multiple of `stride` again, under its key. Known outcomes must be confirmed;
-    /// unknown ones become known, since now they have an answer.
-    pub(crate) async fn replay_keys(&self, client: &Client, stride: usize) {
-        let attempts = self.0.attempts.lock().expect("no writer panics with the lock").clone();
-        for (index, mut attempt) in attempts.into_iter().enumerate().filter(|(index, _)| index % stride == 0)
-        {
-            let answer = attempt.send(client).await.expect("the server answers");
-            let again = outcome_of(&answer);
-            if let Outcome::Acknowledged(seq, _) = attempt.outcome {
-                let deduped = answer.body["deduped"] == json!(true);
+    /// Sends every append again, under its key, whose outcome is not known to be in the log, so that it becomes so.
+    pub(crate) async fn settle(&self, client: &Client) {
+        for (index, mut attempt) in self.attempts().into_iter().enumerate() {
+            if !matches!(attempt.outcome, Outcome::Acknowledged(..)) {
+                let answer = attempt.send(client).await.expect("the server answers");
+                attempt.outcome = outcome_of(&answer);
                 assert!(
-                    answer.status == 200 && deduped,
-                    "{attempt:?} was sent again and answered {answer:?}"
+                    matches!(attempt.outcome, Outcome::Acknowledged(..)),
+                    "{attempt:?} was answered {answer:?}"
                 );
-                let Outcome::Acknowledged(seq_again, _) = again else {
-                    panic!("{attempt:?} was answered {answer:?}")
-                };
-                assert_eq!(seq_again, seq, "{attempt:?} was sent again and got another place: {answer:?}");
-                continue;
+                self.0.attempts.lock().expect("no writer panics with the lock")[index] = attempt;
             }
-            assert!(matches!(again, Outcome::Acknowledged(..)), "{attempt:?} was answered {answer:?}");
-            attempt.outcome = again;
-            self.0.attempts.lock().expect("no writer panics with the lock")[index] = attempt;
         }
+    }
+
+    /// Sends every `stride`-th append again, under its key: the first answer must come again.
+    pub(crate) async fn replay_keys(&self, client: &Client, stride: usize) {
+        self.settle(client).await;
+        self.check_keys_as_of(client, stride, SystemTime::now()).await;
+    }
+
+    /// The same for a server that lost everything from some time on, and leaves this record as it is.
+    pub(crate) async fn check_keys_as_of(&self, client: &Client, stride: usize, lost_from: SystemTime) {
+        for attempt in self.attempts().into_iter().step_by(stride) {
+            match attempt.outcome {
+                Outcome::Acknowledged(seq, at) if at < lost_from => attempt.confirm(client, seq).await,
+                _ => {}
+            }
+        }
+    }
+
+    fn attempts(&self) -> Vec<Attempt> {
+        self.0.attempts.lock().expect("no writer panics with the lock").clone()
     }
 }
 
 impl Attempt {
+    /// Sends it again; its first answer must come again, and it must say that it is the first.
+    async fn confirm(&self, client: &Client, seq: u64) {
+        let answer = self.send(client).await.expect("the server answers");
+        let deduped = answer.status == 200 && answer.body["deduped"] == json!(true);
+        let same = matches!(outcome_of(&answer), Outcome::Acknowledged(again, _) if again == seq);
+        assert!(deduped && same, "{self:?} was sent again and answered {answer:?}");
+    }
+
     /// `None` when no answer came.
     async fn send(&self, client: &Client) -> Option<Answer> {
         let mut body = match &self.texts[..] {

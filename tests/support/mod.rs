@@ -6,6 +6,7 @@ pub(crate) mod client;
 pub(crate) mod faults;
 pub(crate) mod ledger;
 pub(crate) mod process;
+pub(crate) mod recording;
 pub(crate) mod stream;
 
 use process::Node;
@@ -19,10 +20,14 @@ pub(crate) fn test_dir() -> TempDir {
         .expect("the build directory is writable")
 }
 
-/// A server whose files are small, so that segments fill, checkpoints happen and starts are quick within one test.
+/// A server in this directory with [`small_settings`].
 pub(crate) fn small_node(dir: &TempDir) -> Node {
-    Node::in_dir(dir.path())
-        .with_env("FASTPACA_BODY_MAX_BYTES", "256KiB")
+    small_settings(Node::in_dir(dir.path()))
+}
+
+/// Settings that keep files small, so that segments fill, checkpoints happen and starts are quick within one test.
+fn small_settings(node: Node) -> Node {
+    node.with_env("FASTPACA_BODY_MAX_BYTES", "256KiB")
         .with_env("FASTPACA_BATCH_BODY_MAX_BYTES", "256KiB")
         .with_env("FASTPACA_SEGMENT_BYTES", "1MiB")
         .with_env("FASTPACA_CHECKPOINT_BYTES", "1MiB")

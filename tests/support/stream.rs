@@ -33,11 +33,13 @@ impl Stream {
 
     /// Waits for the next frame or the end.
     pub(crate) async fn next(&mut self) -> Next {
+        tokio::time::timeout(FRAME_MAX, self.next_whenever()).await.expect("a frame or an end comes in time")
+    }
+
+    /// The same, however long it takes.
+    pub(crate) async fn next_whenever(&mut self) -> Next {
         loop {
-            let message = tokio::time::timeout(FRAME_MAX, self.0.next())
-                .await
-                .expect("a frame or an end comes in time");
-            match message {
+            match self.0.next().await {
                 Some(Ok(Message::Text(text))) => {
                     let frame: Value = serde_json::from_str(&text).expect("a frame is JSON");
                     if frame["type"] != "ping" {

@@ -73,6 +73,11 @@ pub(crate) fn run(settings: &Settings) -> Result<(), Error> {
         Bench { scale: Scale::of(settings), report: Report::default(), dir: settings.dir.clone() };
     let wanted = |scenario| settings.chosen.is_empty() || settings.chosen.contains(&scenario);
     println!("data in {}, {} cores", bench.dir.display(), std::thread::available_parallelism()?);
+    if settings.quick {
+        println!(
+            "--quick: that everything runs is all this shows; neither the figures nor the verdicts mean anything"
+        );
+    }
     if wanted(Scenario::Appends) {
         bench.appends()?;
     }

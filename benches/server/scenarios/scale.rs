@@ -26,7 +26,7 @@ impl Bench {
     pub(super) fn idle(&mut self) -> Result<(), Error> {
         let server = self.fresh_server()?;
         let core = self.idle_core(&server)?;
-        self.report.heading("a server with nothing to do");
+        self.report.title("a server with nothing to do");
         let limit = format!("< {:.0} %", IDLE_CORE_MAX * 100.0);
         self.report.bar(
             "idle CPU, of one core",
@@ -141,7 +141,7 @@ impl Bench {
     }
 
     pub(super) fn restart(&mut self, mut server: Fresh) -> Result<(), Error> {
-        self.report.heading("restart after kill -9, with that data");
+        self.report.title("restart after kill -9, with that data");
         server.process.kill();
         let begin = Instant::now();
         server.process = server.node.spawn()?;

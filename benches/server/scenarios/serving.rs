@@ -123,13 +123,14 @@ impl Bench {
             while begin.elapsed() < length {
                 let sent = Instant::now();
                 file.append(&body).await;
-                latency_us.saturating_record(sent.elapsed().as_micros() as u64);
+                latency_us.record(sent.elapsed().as_micros() as u64)?;
                 count.set(count.get() + 1);
             }
+            Ok::<(), Error>(())
         };
         let cpu_before = crate::process::cpu_time(std::process::id())?;
         let mut histograms = vec![latency_us.clone(); self.scale.connections];
-        runtime.block_on(futures_util::future::join_all(histograms.iter_mut().map(client)));
+        runtime.block_on(futures_util::future::try_join_all(histograms.iter_mut().map(client)))?;
         for histogram in &histograms {
             latency_us.add(histogram)?;
         }
