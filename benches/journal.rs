@@ -5,7 +5,7 @@
 //!
 //! Journal and floor take turns in short rounds, and the median round counts, so that a disk whose
 //! speed wanders favours neither.
-#![allow(clippy::print_stdout)] // A bench reports on its standard output.
+
 #![allow(clippy::print_stdout)] // A bench reports on its standard output.
 
 use std::fs::File;
