@@ -67,7 +67,7 @@ async fn read(client: Client, conversations: Vec<String>, reader: usize, end: In
         client.get(&format!("{path}/window")).await.expect(200);
         client.get(&format!("{path}/tail?limit=50")).await.expect(200);
         let last_seq = client.get(&path).await.expect(200)["last_seq"].as_u64().unwrap();
-        if round % 50 == 0 && last_seq > 0 {
+        if round.is_multiple_of(50) && last_seq > 0 {
             let body = json!({"from_seq": 1, "to_seq": last_seq, "replacement": [message("so far")]});
             client.post(&format!("{path}/compact"), &body).await.expect(200);
         }
