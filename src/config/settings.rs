@@ -276,7 +276,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: STORAGE,
         key: "record_cache_bytes",
-        default: Some("64MiB"),
+        default: Some("48MiB"),
         example: "",
         doc: "Memory for conversation records.",
         field: |c| Field::Size(&mut c.record_cache_bytes, CACHE),
@@ -284,7 +284,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         section: STORAGE,
         key: "message_cache_bytes",
-        default: Some("64MiB"),
+        default: Some("48MiB"),
         example: "",
         doc: "Memory for message bodies.",
         field: |c| Field::Size(&mut c.message_cache_bytes, CACHE),
