@@ -25,6 +25,7 @@ async fn everything_at_once() {
     let node = small_node(&dir)
         .with_env("FASTPACA_RECORD_CACHE_BYTES", "4MiB")
         .with_env("FASTPACA_MESSAGE_CACHE_BYTES", "4MiB")
+        .with_env("FASTPACA_WINDOW_CACHE_BYTES", "4MiB")
         .with_env("FASTPACA_INDEX_CACHE_BYTES", "4MiB");
     let process = node.start().unwrap();
     let client = Client::of(&process);
@@ -37,7 +38,8 @@ async fn everything_at_once() {
         (0..4).map(|reader| tokio::spawn(read(client.clone(), conversations.clone(), reader, end))).collect();
     let mut streams = Vec::new();
     for id in conversations.iter().take(8) {
-        streams.push(tokio::spawn(follow(Stream::open(&process, id, 0).await.unwrap(), end)));
+        let stream = Stream::open(&process, id, 0).await.unwrap();
+        streams.push(tokio::spawn(follow(stream, client.clone(), id.clone(), end)));
     }
     tokio::time::sleep(Duration::from_secs(seconds / 3)).await;
     let early = resident_bytes(process.pid()).unwrap();
@@ -75,12 +77,26 @@ async fn read(client: Client, conversations: Vec<String>, reader: usize, end: In
     }
 }
 
-/// Reads a stream slower than it is written; every version comes once, in order.
-async fn follow(mut stream: Stream, end: Instant) {
+/// Reads a stream slower than it is written; every version comes once, in order, up to the last one written by `end`.
+async fn follow(mut stream: Stream, client: Client, id: String, end: Instant) {
     let mut version = 0;
-    while Instant::now() < end {
-        let Next::Frame(frame) = stream.next().await else {
-            panic!("a stream ended by itself after version {version}")
+    let mut target = None;
+    while target.is_none_or(|target| version < target) {
+        if target.is_none() && Instant::now() >= end {
+            let answer = client.get(&format!("/v1/conversations/{id}")).await.expect(200);
+            target = answer["version"].as_u64();
+            continue;
+        }
+        let wait = end.saturating_duration_since(Instant::now());
+        let next = match target {
+            None => match tokio::time::timeout(wait, stream.next_whenever()).await {
+                Ok(next) => next,
+                Err(_) => continue,
+            },
+            Some(_) => stream.next().await,
+        };
+        let Next::Frame(frame) = next else {
+            panic!("a stream ended by itself after version {version}: {next:?}")
         };
         let came = frame["version"].as_u64().unwrap();
         assert!(came == version + 1 || frame["type"] == "window", "after version {version} came {frame}");
