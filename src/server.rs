@@ -20,7 +20,7 @@ use crate::api::{self, App};
 use crate::config::Config;
 use crate::journal::{BatchReport, Observer, Options, RealDisk};
 use crate::metrics::Metrics;
-use crate::raft::{Node, NodeSettings, RecoverySettings, request_rebuild};
+use crate::raft::{NoPeers, Node, NodeSettings, RecoverySettings, request_rebuild};
 use crate::shards::Shards;
 use crate::shards::placement::GROUPS;
 use crate::store::{CacheSizes, Failure};
@@ -45,6 +45,10 @@ pub enum StartError {
     Journal(#[from] crate::journal::OpenError),
     #[error(transparent)]
     Node(#[from] crate::raft::StartError),
+    #[error(transparent)]
+    Host(#[from] crate::raft::HostError),
+    #[error(transparent)]
+    Membership(#[from] crate::raft::MembershipError),
     #[error("token estimator: {0}")]
     Estimator(String),
 }
@@ -189,7 +193,7 @@ async fn start_node(config: &Arc<Config>, metrics: &Metrics, failure: &Failure) 
                 records: config.record_cache_bytes as usize,
                 messages: config.message_cache_bytes as usize,
             },
-            groups: GROUPS,
+            groups: GROUPS + 1,
             boot_id: boot_id(),
         },
         journal,
@@ -197,7 +201,17 @@ async fn start_node(config: &Arc<Config>, metrics: &Metrics, failure: &Failure) 
         checkpoint_interval: config.checkpoint_interval,
     };
     note_failures(failure.clone(), index_dir);
-    Ok(Node::start(settings, Arc::new(disk), metrics.clone(), failure.clone()).await?)
+    let node = Node::start(settings, Arc::new(disk), NoPeers, metrics.clone(), failure.clone()).await?;
+    found_alone(&node, node_id).await?;
+    Ok(node)
+}
+
+async fn found_alone(node: &Node, node_id: u128) -> Result<(), StartError> {
+    for group in 0..=GROUPS {
+        let replica = node.host(group, 1).await?;
+        replica.found(&[(1, node_id)].into()).await?;
+    }
+    Ok(())
 }
 
 /// A failure that distrusts the index leaves a note for the next start.

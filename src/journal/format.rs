@@ -112,11 +112,13 @@ pub enum FrameKind {
     ImportCommit = 9,
     /// Carries nothing: its batch proves what lies before it. Never delivered to a visitor.
     Watermark = 10,
+    /// Which replica of the group this node holds from here on; nothing before it counts for the group.
+    Replica = 11,
 }
 
 impl FrameKind {
     /// Every kind, in the order of the ordinals.
-    pub const ALL: [FrameKind; 10] = [
+    pub const ALL: [FrameKind; 11] = [
         FrameKind::Entry,
         FrameKind::Vote,
         FrameKind::TruncateAfter,
@@ -127,6 +129,7 @@ impl FrameKind {
         FrameKind::Import,
         FrameKind::ImportCommit,
         FrameKind::Watermark,
+        FrameKind::Replica,
     ];
 
     fn from_ordinal(ordinal: u8) -> Option<Self> {

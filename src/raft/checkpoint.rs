@@ -8,18 +8,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use openraft::RaftMetrics;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::codec::{Checkpoint, GroupCheckpoint};
-use super::group::Group;
+use super::slots::{Slot, Slots};
 use super::state_machine::log_id;
-use crate::journal::{AppendError, Journal};
+use super::types::TypeConfig;
+use crate::journal::{AppendError, Journal, Position};
 use crate::store::{Failure, Shared, StoreError};
 
 /// How often the service looks whether a checkpoint is due.
 const POLL: Duration = Duration::from_millis(250);
+/// Journal behind its end whose entries are kept for replicas that fell behind; older ones need a snapshot.
+const RETAINED_BYTES: u64 = 128 << 20;
+/// Naming the checkpoint as the snapshot does no IO; a group that takes longer is purged the next time.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(1);
 
 /// Why a checkpoint failed. The node cannot go on: the index or the journal is broken.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +42,7 @@ enum CheckpointError {
 pub(crate) struct Checkpointer {
     journal: Journal,
     shared: Arc<Shared>,
-    groups: Arc<Vec<Group>>,
+    slots: Arc<Slots>,
     boot_id: String,
     segment_bytes: u32,
     turn: Mutex<()>,
@@ -48,12 +54,12 @@ impl Checkpointer {
     pub(crate) fn new(
         journal: Journal,
         shared: Arc<Shared>,
-        groups: Arc<Vec<Group>>,
+        slots: Arc<Slots>,
         boot_id: String,
         segment_bytes: u32,
     ) -> Self {
         let turn = Mutex::default();
-        Self { journal, shared, groups, boot_id, segment_bytes, turn, covered_bytes: AtomicU64::new(0) }
+        Self { journal, shared, slots, boot_id, segment_bytes, turn, covered_bytes: AtomicU64::new(0) }
     }
 
     /// Writes checkpoints by journal growth, and by time if anything was written.
@@ -97,55 +103,70 @@ impl Checkpointer {
 
     async fn run(self: &Arc<Self>) -> Result<(), CheckpointError> {
         self.journal.wait_synced(self.journal.end()).await?;
-        let imported: Vec<&Group> = self.groups.iter().filter(|group| group.log.is_imported()).collect();
+        let imported: Vec<&Slot> = self.slots.iter().filter(|slot| slot.log.is_imported()).collect();
         let this = self.clone();
         let written =
             tokio::task::spawn_blocking(move || this.write_index()).await.map_err(io::Error::other)?;
         let changed = written?;
-        if changed.is_empty() {
+        if !changed {
             return Ok(());
         }
-        imported.iter().for_each(|group| group.log.import_durable());
+        imported.iter().for_each(|slot| slot.log.import_durable());
         let (scan_from, checkpoint) = self.describe();
         self.journal.checkpoint(scan_from, &checkpoint.encode()).await?;
-        for group in changed.iter().map(|i| &self.groups[*i]) {
-            // The snapshot names the durable checkpoint, so that the log before it can be purged. An error here
-            // means that the group has stopped, which its own failure reports.
-            let _ = group.raft.trigger().snapshot().await;
-        }
+        self.purge().await;
         Ok(())
     }
 
-    /// Writes every group's changes; durable on return.
-    fn write_index(&self) -> Result<Vec<usize>, StoreError> {
-        let mut changed = Vec::new();
-        for (i, group) in self.groups.iter().enumerate() {
-            if group.store.checkpoint()? {
-                changed.push(i);
+    /// Lets go of log entries that the checkpoint covers. Peers may still ask for the newest of them, so some bytes
+    /// of journal are kept.
+    async fn purge(&self) {
+        let end = self.journal.end();
+        let kept_segments = (RETAINED_BYTES / u64::from(self.segment_bytes)) as u32;
+        let cutoff = Position { segment: end.segment.saturating_sub(kept_segments), ..end };
+        for slot in self.slots.iter() {
+            let (Some(group), Some(persisted)) = (slot.group(), slot.store.persisted()) else { continue };
+            let cutoff = if group.is_sole_voter() { end } else { cutoff };
+            let Some(upto) = slot.log.with(|log| log.last_before(cutoff, persisted.index)) else { continue };
+            // The snapshot names the durable checkpoint; openraft purges nothing beyond it. An error here means that
+            // the group has stopped, which its own failure reports.
+            let _ = group.raft.trigger().snapshot().await;
+            let wait = group.raft.wait(Some(SNAPSHOT_MAX));
+            let named = |m: &RaftMetrics<TypeConfig>| m.snapshot.is_some_and(|id| id.index >= upto);
+            if wait.metrics(named, "name the checkpoint").await.is_ok() {
+                let _ = group.raft.trigger().purge_log(upto).await;
             }
         }
-        if !changed.is_empty() {
+    }
+
+    /// Writes every group's changes; durable on return.
+    fn write_index(&self) -> Result<bool, StoreError> {
+        let mut changed = false;
+        for slot in self.slots.iter() {
+            changed |= slot.store.checkpoint()?;
+        }
+        if changed {
             self.shared.index.sync()?;
         }
         Ok(changed)
     }
 
     /// The checkpoint frame's contents, and from where recovery has to read.
-    fn describe(&self) -> (crate::journal::Position, Checkpoint) {
+    fn describe(&self) -> (Position, Checkpoint) {
         // Read before the groups: what is appended from here on lies behind it.
         let end = self.journal.end();
         let mut scan_from = end;
-        let groups = self.groups.iter().map(|group| {
-            group.log.with(|log| {
+        let groups = self.slots.iter().map(|slot| {
+            slot.log.with(|log| {
                 scan_from = scan_from.min(log.first_retained().unwrap_or(end));
                 GroupCheckpoint {
-                    group: group.store.group(),
-                    replica: group.replica,
+                    group: slot.store.group(),
+                    replica: log.replica,
                     vote: log.vote,
                     committed: log.committed,
                     purged: log.purged,
                     last: log.last(),
-                    applied: group.store.persisted().map(log_id),
+                    applied: slot.store.persisted().map(log_id),
                 }
             })
         });

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::types::{Host, LeaderId, LogId, Membership, StoredMembership, Vote};
+use super::types::{Host, LeaderId, LogId, Membership, ReplicaId, StoredMembership, Vote};
 
 const VERSION: u8 = 1;
 
@@ -79,6 +79,19 @@ pub(crate) fn decode_log_id(frame: &[u8]) -> Result<Option<LogId>, RecordError> 
     let mut reader = Reader::new("log id", frame);
     reader.version()?;
     reader.option_log_id()
+}
+
+/// The payload of a replica frame.
+pub(crate) fn encode_replica(replica: ReplicaId) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend_from_slice(&replica.to_le_bytes());
+    out
+}
+
+pub(crate) fn decode_replica(frame: &[u8]) -> Result<ReplicaId, RecordError> {
+    let mut reader = Reader::new("replica", frame);
+    reader.version()?;
+    reader.u64()
 }
 
 pub(crate) fn encode_membership(membership: &Membership) -> Vec<u8> {

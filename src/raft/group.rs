@@ -1,23 +1,31 @@
-//! One Raft group on this node: started from its recovered log, written through, read from.
+//! One running replica of a Raft group: written through, read from, reconfigured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, RaftError};
-use openraft::{Config, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 
+use super::liveness::Liveness;
 use super::log_store::LogStore;
-use super::network::NoPeers;
+use super::network::NetworkFactory;
 use super::node::StartError;
+use super::read_barrier::{ReadBarrier, ReadFailure};
 use super::state_machine::StateMachine;
 use super::types::{Host, Proposal, ReplicaId, TypeConfig};
 use crate::conversation::Reply;
 use crate::store::{Failure, GroupStore};
 
-/// The replica that founds a group on a node without peers.
-const FOUNDER: ReplicaId = 1;
+/// Bounds of openraft's election timeout, of which only the upper one matters here: it is the lease within which a
+/// voter that heard from a leader grants no other a vote. Elections are started by the node.
+const LEASE_MS: (u64, u64) = (200, 300);
+/// Longest wait of a read for this node to apply what the leader confirmed.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+/// A learner this many entries behind or fewer may become a voter.
+const PROMOTION_LAG_MAX: u64 = 256;
 
 /// Why a write through Raft has no reply.
 #[derive(Debug, thiserror::Error)]
@@ -30,37 +38,83 @@ pub enum WriteFailure {
     Unknown(String),
 }
 
-/// One Raft group on this node.
+/// A change of a group's members failed; whether it took effect shows in the membership.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MembershipError(String);
+
+/// Who holds a group: replica id to node id.
+pub type Members = BTreeMap<ReplicaId, u128>;
+
+/// One replica of a Raft group, running on this node.
 pub struct Group {
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
     pub(crate) store: Arc<GroupStore>,
     pub(crate) log: LogStore,
-    pub(crate) replica: ReplicaId,
+    replica: ReplicaId,
+    node_id: u128,
+    liveness: Arc<Liveness>,
+    reads: Arc<ReadBarrier>,
 }
 
 impl Group {
-    /// Starts the group's Raft instance; a group without any log founds itself with this node as its only voter.
+    /// Starts the replica that the log names. A sole voter elects itself.
     pub(crate) async fn start(
         store: Arc<GroupStore>,
         log: LogStore,
         config: &Arc<Config>,
+        network: NetworkFactory,
         node_id: u128,
+        liveness: Arc<Liveness>,
         failure: &Failure,
     ) -> Result<Self, StartError> {
         let group = store.group();
         let failed = |reason: String| StartError::Raft { group, reason };
+        let replica = log.with(|log| log.replica);
         let machine = StateMachine::new(store.clone(), log.clone(), failure.clone());
-        let raft = Raft::new(FOUNDER, config.clone(), NoPeers, log.clone(), machine)
+        let raft = Raft::new(replica, config.clone(), network, log.clone(), machine)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        if raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
-            // Its only voter is here: no need to wait for a timeout.
-            raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
-        } else {
-            let members = BTreeMap::from([(FOUNDER, Host { node_id })]);
-            raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
+        let group = Self { raft, store, log, replica, node_id, liveness, reads: Arc::default() };
+        // Asks the core, which has loaded the membership by then.
+        let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
+        if initialized && group.is_sole_voter() {
+            // No need to wait for anybody's silence.
+            group.raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
         }
-        Ok(Self { raft, store, log, replica: FOUNDER })
+        Ok(group)
+    }
+
+    pub fn number(&self) -> u16 {
+        self.store.group()
+    }
+
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    /// The node that leads, if this one knows and can reach it.
+    pub fn leader(&self) -> Option<u128> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let node = leader_node(&metrics)?;
+        (node == self.node_id || self.liveness.is_linked(node)).then_some(node)
+    }
+
+    /// Resolves when somebody else may lead.
+    pub async fn leader_changed(&self) {
+        let mut metrics = self.raft.metrics();
+        let seen = leader_and_term(&metrics.borrow_watched());
+        while leader_and_term(&metrics.borrow_watched()) == seen {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Returns once the group is led from here and has applied its log.
@@ -69,11 +123,25 @@ impl Group {
             m.state.is_leader() && m.last_applied.map(|id| id.index) >= m.last_log_index
         };
         let led = self.raft.wait(None).metrics(caught_up, "lead and apply").await;
-        led.map(drop).map_err(|e| StartError::Raft { group: self.store.group(), reason: e.to_string() })
+        led.map(drop).map_err(|e| StartError::Raft { group: self.number(), reason: e.to_string() })
+    }
+
+    /// Founds the group with these members, of which this replica is one; nothing happens where it was founded.
+    pub async fn found(&self, members: &Members) -> Result<(), MembershipError> {
+        let hosts: BTreeMap<ReplicaId, Host> =
+            members.iter().map(|(replica, node_id)| (*replica, Host { node_id: *node_id })).collect();
+        match self.raft.initialize(hosts).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(MembershipError(error.to_string())),
+        }
     }
 
     /// Appends a command; the reply comes once it is committed and applied here.
-    pub(crate) async fn write(&self, command: Bytes) -> Result<Reply, WriteFailure> {
+    pub async fn write(&self, command: Bytes) -> Result<Reply, WriteFailure> {
+        if !self.has_quorum_in_reach() {
+            // It may still believe to lead: refusing now is safe to retry, a proposal that hangs is not.
+            return Err(WriteFailure::NotLeader);
+        }
         match self.raft.client_write(Proposal { command, at: None }).await {
             Ok(response) => response.data.ok_or_else(|| WriteFailure::Unknown("no reply".into())),
             // Only this error means that nothing was appended; LogEntryDiscarded, which also names a leader,
@@ -83,30 +151,158 @@ impl Group {
         }
     }
 
-    /// Returns once a read here reflects every write acknowledged before the call.
-    pub(crate) async fn linearize(&self) -> Result<(), String> {
-        if self.is_sole_voter_leading() {
+    /// On the leader: a log index such that a state that has applied it reflects every write acknowledged before.
+    pub async fn read_index(&self) -> Result<u64, ReadFailure> {
+        if self.is_sole_voter() && self.is_leader() {
             // A quorum of one: whatever was acknowledged was applied here first, and nobody else can lead.
+            return Ok(self.applied_index());
+        }
+        if !self.is_leader() {
+            return Err(ReadFailure::NotLeader);
+        }
+        self.reads.confirm(&self.raft).await
+    }
+
+    /// Returns once this replica has applied the entry at `index`.
+    pub async fn wait_applied(&self, index: u64) -> Result<(), ReadFailure> {
+        if self.applied_index() >= index {
             return Ok(());
         }
-        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map(drop).map_err(|e| e.to_string())
+        let wait = self.raft.wait(Some(CATCH_UP_MAX));
+        let applied = wait.applied_index_at_least(Some(index), "confirmed read").await;
+        applied.map(drop).map_err(|_| ReadFailure::Unavailable("this node has not caught up in time".into()))
     }
 
-    pub(crate) fn is_leader(&self) -> bool {
-        self.raft.is_leader()
+    /// Returns once a read on this leader reflects every write acknowledged before the call.
+    pub async fn linearize(&self) -> Result<(), ReadFailure> {
+        let index = self.read_index().await?;
+        self.wait_applied(index).await
     }
 
-    fn is_sole_voter_leading(&self) -> bool {
+    /// The voters of the newest configuration; of both halves while it changes.
+    pub fn voters(&self) -> Members {
+        self.members(|membership, replica| membership.voter_ids().any(|voter| voter == *replica))
+    }
+
+    /// The learners of the newest configuration.
+    pub fn learners(&self) -> Members {
+        self.members(|membership, replica| membership.learner_ids().any(|learner| learner == *replica))
+    }
+
+    /// Whether the newest configuration is committed and not a joint one.
+    pub fn is_settled(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics.state.is_leader() && metrics.membership_config.voter_ids().eq([self.replica])
+        metrics.membership_config == metrics.committed_membership_config
+            && metrics.membership_config.membership().get_joint_config().len() == 1
     }
+
+    /// On the leader: how many entries a replica has yet to receive; `None` where that is not known.
+    pub fn lag_of(&self, replica: ReplicaId) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.as_ref()?.get(&replica)?.as_ref()?.index;
+        Some(metrics.last_log_index?.saturating_sub(matched))
+    }
+
+    /// Takes the group one step nearer to these members; true once it has them. Leader only.
+    ///
+    /// A newcomer learns first. Once all future voters have caught up, one joint change makes them so.
+    pub async fn converge(&self, voters: &Members, learners: &Members) -> Result<bool, MembershipError> {
+        if !self.is_settled() {
+            return Ok(false);
+        }
+        let (now_voting, now_learning) = (self.voters(), self.learners());
+        let known =
+            |replica: &ReplicaId| now_voting.contains_key(replica) || now_learning.contains_key(replica);
+        if let Some((replica, node_id)) = voters.iter().chain(learners).find(|(replica, _)| !known(replica)) {
+            let added = self.raft.add_learner(*replica, Host { node_id: *node_id }, false).await;
+            return added.map(|_| false).map_err(|e| MembershipError(e.to_string()));
+        }
+        if now_voting != *voters {
+            let arrived = |replica: &ReplicaId| {
+                now_voting.contains_key(replica)
+                    || self.lag_of(*replica).is_some_and(|lag| lag <= PROMOTION_LAG_MAX)
+            };
+            if !voters.keys().all(arrived) {
+                return Ok(false);
+            }
+            return self.change(ChangeMembers::ReplaceAllVoters(voters.keys().copied().collect())).await;
+        }
+        let surplus: BTreeSet<_> =
+            now_learning.keys().filter(|r| !learners.contains_key(r)).copied().collect();
+        if surplus.is_empty() {
+            return Ok(true);
+        }
+        self.change(ChangeMembers::RemoveNodes(surplus)).await
+    }
+
+    /// Asks another voter to take over the lead.
+    pub async fn transfer(&self, to: ReplicaId) {
+        // An error means that the group has stopped, which its own failure reports.
+        let _ = self.raft.trigger().transfer_leader(to).await;
+    }
+
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().eq([self.replica])
+    }
+
+    pub(crate) fn applied_index(&self) -> u64 {
+        self.store.applied().0.map_or(0, |at| at.index)
+    }
+
+    /// Whether enough voters answer this node for a proposal to be committed.
+    pub(crate) fn has_quorum_in_reach(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        membership.get_joint_config().iter().all(|voters| {
+            let here = |voter: &&ReplicaId| {
+                **voter == self.replica
+                    || membership.get_node(voter).is_some_and(|host| self.liveness.answers(host.node_id))
+            };
+            voters.iter().filter(here).count() * 2 > voters.len()
+        })
+    }
+
+    fn members(&self, wanted: impl Fn(&super::types::Membership, &ReplicaId) -> bool) -> Members {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let nodes = membership.nodes().filter(|(replica, _)| wanted(membership, replica));
+        nodes.map(|(replica, host)| (*replica, host.node_id)).collect()
+    }
+
+    async fn change(&self, change: ChangeMembers<ReplicaId, Host>) -> Result<bool, MembershipError> {
+        let changed = self.raft.change_membership(change, false).await;
+        changed.map(|_| false).map_err(|e| MembershipError(e.to_string()))
+    }
+}
+
+/// The replica that leads according to a replica's metrics. A restarted leader still names itself, but does not lead.
+pub(crate) fn leader_replica(metrics: &RaftMetrics<TypeConfig>) -> Option<ReplicaId> {
+    metrics.current_leader.filter(|leader| *leader != metrics.id || metrics.state.is_leader())
+}
+
+/// The node of [`leader_replica`].
+pub(crate) fn leader_node(metrics: &RaftMetrics<TypeConfig>) -> Option<u128> {
+    let leader = leader_replica(metrics)?;
+    metrics.membership_config.membership().get_node(&leader).map(|host| host.node_id)
+}
+
+fn leader_and_term(metrics: &RaftMetrics<TypeConfig>) -> (Option<ReplicaId>, u64) {
+    (leader_replica(metrics), metrics.current_term)
 }
 
 /// No per-group timers: heartbeats and elections are driven by the node.
 pub(crate) fn config() -> Arc<Config> {
     let config = Config {
         cluster_name: "fastpaca".to_owned(),
+        heartbeat_interval: LEASE_MS.0 / 4,
+        election_timeout_min: LEASE_MS.0,
+        election_timeout_max: LEASE_MS.1,
         enable_tick: false,
         enable_heartbeat: false,
         enable_elect: false,
@@ -114,7 +310,8 @@ pub(crate) fn config() -> Arc<Config> {
         enable_pre_vote: Some(true),
         allow_log_reversion: Some(false),
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 0,
+        // The checkpointer decides what is purged, by bytes.
+        max_in_snapshot_log_to_keep: u64::MAX,
         ..Config::default()
     };
     Arc::new(config.validate().expect("the configuration is constant"))

@@ -35,6 +35,8 @@ pub(crate) struct LogStore {
 /// What the journal holds of one group's log, as far as it is retained.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GroupLog {
+    /// The replica this log belongs to; 0 while the node hosts none of the group.
+    pub(crate) replica: ReplicaId,
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,
     pub(crate) purged: Option<LogId>,
@@ -66,6 +68,11 @@ enum SlotBody {
 }
 
 impl GroupLog {
+    /// The empty log of a replica.
+    pub(crate) fn of(replica: ReplicaId) -> Self {
+        Self { replica, ..Self::default() }
+    }
+
     /// Votes only rise.
     pub(crate) fn raise_vote(&mut self, vote: Vote) {
         if self.vote.is_none_or(|held| held < vote) {
@@ -81,6 +88,12 @@ impl GroupLog {
     pub(crate) fn first_retained(&self) -> Option<Position> {
         let entry = self.entries.front().map(|slot| slot.frame);
         entry.into_iter().chain(self.import_from).min()
+    }
+
+    /// The last entry up to index `upto` whose frame lies before `cutoff`.
+    pub(crate) fn last_before(&self, cutoff: Position, upto: u64) -> Option<u64> {
+        let old = |slot: &&Slot| slot.frame < cutoff && slot.log_id.index <= upto;
+        self.entries.iter().take_while(old).last().map(|slot| slot.log_id.index)
     }
 
     /// Takes in an entry frame; an entry at an existing index overrides it and all after it. Payloads up to
@@ -199,6 +212,13 @@ impl LogStore {
 
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// From here on the log is that of another replica, or of none: durable on return, and empty.
+    pub(crate) async fn adopt(&self, replica: ReplicaId) -> io::Result<()> {
+        self.write_synced(FrameKind::Replica, &codec::encode_replica(replica)).await?;
+        *self.state.lock() = GroupLog::of(replica);
+        Ok(())
     }
 
     /// Opens a snapshot's frames in the journal. Recovery sees them all until [`LogStore::import_durable`].

@@ -4,18 +4,24 @@
 
 mod checkpoint;
 mod codec;
+mod elections;
 mod group;
+mod liveness;
 mod log_store;
 mod network;
 mod node;
+mod read_barrier;
 mod recovery;
+mod slots;
 mod snapshot;
 mod state_machine;
 #[cfg(test)]
 mod tests;
 mod types;
 
-pub use self::group::{Group, WriteFailure};
-pub use self::node::{Node, NodeSettings, StartError};
+pub use self::group::{Group, Members, MembershipError, WriteFailure};
+pub use self::network::NoPeers;
+pub use self::node::{HostError, Node, NodeSettings, StartError};
+pub use self::read_barrier::ReadFailure;
 pub(crate) use self::recovery::request_rebuild;
 pub use self::recovery::{RecoveryError, RecoverySettings};

@@ -12,9 +12,12 @@ use openraft::raft::{
 use super::snapshot::{GroupSnapshot, Snapshot};
 use super::types::{Host, ReplicaId, TypeConfig, Vote};
 
+/// What groups are started with.
+pub(crate) type NetworkFactory = NoPeers;
+
 /// See the module.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct NoPeers;
+pub struct NoPeers;
 
 impl RaftNetworkFactory<TypeConfig> for NoPeers {
     type Network = Self;

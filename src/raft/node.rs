@@ -1,19 +1,25 @@
-//! All Raft groups of this node: started from recovered files, served by node-level services, shut down in order.
+//! The Raft groups of this node: started from recovered files, served by node-level services, shut down in order.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::Config;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::checkpoint::Checkpointer;
+use super::elections::Elections;
 use super::group::{self, Group};
+use super::liveness::Liveness;
 use super::log_store::LogStore;
+use super::network::NetworkFactory;
 use super::recovery::{self, RecoveryError, RecoverySettings};
+use super::slots::{Slot, Slots};
+use super::types::ReplicaId;
 use crate::journal::{AppendError, Class, Disk, Journal, Options};
 use crate::metrics::Metrics;
-use crate::store::{Failure, Shared};
+use crate::store::{Failure, Shared, StoreError};
 
 /// How often gauges are brought up to date.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -40,11 +46,31 @@ pub enum StartError {
     Raft { group: u16, reason: String },
 }
 
+/// Why a replica was not started or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("there is no group {0}")]
+    NoSuchGroup(u16),
+    #[error("group {group}: replica {held} is here, {wanted} was asked for")]
+    Occupied { group: u16, held: ReplicaId, wanted: ReplicaId },
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("group {group}: {source}")]
+    Journal { group: u16, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// The Raft groups of a node and the services that keep them.
 pub struct Node {
-    pub(crate) groups: Arc<Vec<Group>>,
     pub(crate) journal: Journal,
     pub(crate) shared: Arc<Shared>,
+    node_id: u128,
+    slots: Arc<Slots>,
+    network: NetworkFactory,
+    liveness: Arc<Liveness>,
+    elections: Arc<Elections>,
+    config: Arc<Config>,
     checkpointer: Arc<Checkpointer>,
     failure: Failure,
     stop: CancellationToken,
@@ -52,10 +78,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Recovers the node's files and starts all groups. Returns once every group has a leader.
+    /// Recovers the node's files and starts the replicas that they hold. Returns once every group that has no other
+    /// voter is led from here.
     pub async fn start(
         settings: NodeSettings,
         disk: Arc<dyn Disk>,
+        network: NetworkFactory,
         metrics: Metrics,
         failure: Failure,
     ) -> Result<Self, StartError> {
@@ -66,38 +94,90 @@ impl Node {
             tokio::task::spawn_blocking(move || recovery::recover(&recovery, &options, &disk, &metrics))
                 .await??
         };
-        let config = group::config();
-        let mut groups = Vec::with_capacity(recovered.stores.len());
-        for (store, log) in recovered.stores.into_iter().zip(recovered.logs) {
-            let log = LogStore::new(store.group(), recovered.journal.clone(), log);
-            groups.push(Group::start(store, log, &config, settings.node_id, &failure).await?);
-        }
-        for group in &groups {
-            group.led().await?;
-        }
-        let groups = Arc::new(groups);
-        let checkpointer = Arc::new(Checkpointer::new(
+        let journal = recovered.journal.clone();
+        let files = recovered.stores.into_iter().zip(recovered.logs).map(|(store, log)| {
+            let log = LogStore::new(store.group(), journal.clone(), log);
+            (store, log)
+        });
+        let slots = Arc::new(Slots::new(files));
+        let liveness = Arc::new(Liveness::default());
+        let checkpointer = Checkpointer::new(
             recovered.journal.clone(),
             recovered.shared.clone(),
-            groups.clone(),
+            slots.clone(),
             boot_id,
             segment_bytes,
-        ));
-        if recovered.rebuilt.is_some() {
-            metrics.index_rebuilds.inc();
-            checkpointer.checkpoint(&failure).await;
-        }
+        );
         let node = Self {
-            groups,
             journal: recovered.journal,
             shared: recovered.shared,
-            checkpointer,
+            node_id: settings.node_id,
+            elections: Arc::new(Elections::new(slots.clone(), liveness.clone())),
+            slots,
+            network,
+            liveness,
+            config: group::config(),
+            checkpointer: Arc::new(checkpointer),
             failure,
             stop: CancellationToken::new(),
             services: TaskTracker::new(),
         };
-        node.start_services(&settings.checkpoint_interval, settings.checkpoint_bytes);
+        for slot in node.slots.iter().filter(|slot| slot.log.with(|log| log.replica) != 0) {
+            node.run(slot).await?;
+        }
+        for group in node.slots.running().filter(|group| group.is_sole_voter()) {
+            group.led().await?;
+        }
+        if recovered.rebuilt.is_some() {
+            metrics.index_rebuilds.inc();
+            node.checkpoint().await;
+        }
+        node.start_services(settings.checkpoint_interval, settings.checkpoint_bytes);
         Ok(node)
+    }
+
+    /// The replica of a group that runs here.
+    pub fn group(&self, group: u16) -> Option<Arc<Group>> {
+        self.slots.get(group)?.group()
+    }
+
+    /// All replicas that run here, by group.
+    pub fn hosted(&self) -> Vec<Arc<Group>> {
+        self.slots.running().collect()
+    }
+
+    /// Starts an empty replica of a group; nothing happens where it runs already.
+    pub async fn host(&self, group: u16, replica: ReplicaId) -> Result<Arc<Group>, HostError> {
+        let slot = self.slots.get(group).ok_or(HostError::NoSuchGroup(group))?;
+        let _turn = slot.turn.lock().await;
+        match slot.log.with(|log| log.replica) {
+            0 => slot.log.adopt(replica).await.map_err(|source| HostError::Journal { group, source })?,
+            held if held == replica => {}
+            held => return Err(HostError::Occupied { group, held, wanted: replica }),
+        }
+        match slot.group() {
+            Some(running) => Ok(running),
+            None => Ok(self.run(slot).await?),
+        }
+    }
+
+    /// Stops the replica of a group and forgets its data. Only for one that is no member any more.
+    pub async fn unhost(&self, group: u16) -> Result<(), HostError> {
+        let slot = self.slots.get(group).ok_or(HostError::NoSuchGroup(group))?;
+        let _turn = slot.turn.lock().await;
+        if let Some(running) = slot.group() {
+            slot.set(None);
+            if let Err(error) = running.raft.shutdown().await {
+                warn!(event = "raft_shutdown_failed", group, %error);
+            }
+        }
+        // The index first: what is still in it when the frame is written would count for the next replica.
+        let store = slot.store.clone();
+        let forget = move || store.reset().and_then(|()| store.sync());
+        tokio::task::spawn_blocking(forget)
+            .await
+            .map_err(|e| HostError::Journal { group, source: std::io::Error::other(e) })??;
+        slot.log.adopt(0).await.map_err(|source| HostError::Journal { group, source })
     }
 
     /// Whether there is disk space for appends.
@@ -125,40 +205,54 @@ impl Node {
         if !self.failure.is_raised() {
             self.checkpoint().await;
         }
-        for group in self.groups.iter() {
+        for group in self.slots.running() {
             if let Err(error) = group.raft.shutdown().await {
-                warn!(event = "raft_shutdown_failed", group = group.store.group(), %error);
+                warn!(event = "raft_shutdown_failed", group = group.number(), %error);
             }
         }
         let journal = self.journal.clone();
         let _ = tokio::task::spawn_blocking(move || journal.shutdown()).await;
     }
 
-    fn start_services(&self, checkpoint_interval: &Duration, checkpoint_bytes: u64) {
-        self.services.spawn(self.checkpointer.clone().serve(
+    async fn run(&self, slot: &Slot) -> Result<Arc<Group>, StartError> {
+        let group = Group::start(
+            slot.store.clone(),
+            slot.log.clone(),
+            &self.config,
+            self.network.clone(),
+            self.node_id,
+            self.liveness.clone(),
+            &self.failure,
+        );
+        let group = Arc::new(group.await?);
+        slot.set(Some(group.clone()));
+        Ok(group)
+    }
+
+    fn start_services(&self, checkpoint_interval: Duration, checkpoint_bytes: u64) {
+        let stop = || self.stop.clone();
+        let checkpointer = self.checkpointer.clone();
+        self.services.spawn(checkpointer.serve(
             checkpoint_bytes,
-            *checkpoint_interval,
+            checkpoint_interval,
             self.failure.clone(),
-            self.stop.clone(),
+            stop(),
         ));
-        self.services.spawn(sample(
-            self.groups.clone(),
-            self.journal.clone(),
-            self.shared.clone(),
-            self.stop.clone(),
-        ));
-        let (groups, failure, stop) = (self.groups.clone(), self.failure.clone(), self.stop.clone());
-        self.services.spawn_blocking(move || verify_all(&groups, &failure, &stop));
+        self.services.spawn(self.elections.clone().serve(stop()));
+        let (slots, journal, shared) = (self.slots.clone(), self.journal.clone(), self.shared.clone());
+        self.services.spawn(sample(slots, journal, shared, stop()));
+        let (slots, failure, stop) = (self.slots.clone(), self.failure.clone(), stop());
+        self.services.spawn_blocking(move || verify_all(&slots, &failure, &stop));
     }
 }
 
 /// Lookups that miss verify their group at once; this proves the rest in the background.
-fn verify_all(groups: &[Group], failure: &Failure, stop: &CancellationToken) {
-    for group in groups {
+fn verify_all(slots: &Slots, failure: &Failure, stop: &CancellationToken) {
+    for slot in slots.iter() {
         if stop.is_cancelled() {
             return;
         }
-        if let Err(error) = group.store.ensure_verified() {
+        if let Err(error) = slot.store.ensure_verified() {
             failure.store(&error);
             return;
         }
@@ -167,12 +261,12 @@ fn verify_all(groups: &[Group], failure: &Failure, stop: &CancellationToken) {
 }
 
 /// Keeps the gauges that nobody sets in passing.
-async fn sample(groups: Arc<Vec<Group>>, journal: Journal, shared: Arc<Shared>, stop: CancellationToken) {
+async fn sample(slots: Arc<Slots>, journal: Journal, shared: Arc<Shared>, stop: CancellationToken) {
     let metrics = &shared.metrics;
-    metrics.groups_hosted.set(groups.len() as i64);
     loop {
         let stats = journal.stats();
-        metrics.group_leaders.set(groups.iter().filter(|group| group.is_leader()).count() as i64);
+        metrics.groups_hosted.set(slots.running().count() as i64);
+        metrics.group_leaders.set(slots.running().filter(|group| group.is_leader()).count() as i64);
         metrics.journal_segments.set(i64::from(stats.active_segment - stats.oldest_segment) + 1);
         metrics.journal_queue_bytes.set(stats.queued_bytes as i64);
         metrics.disk_free_bytes.set(stats.free_bytes as i64);

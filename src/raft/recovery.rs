@@ -14,7 +14,7 @@ use super::codec::{self, Checkpoint, GroupCheckpoint, RecordError};
 use super::log_store::GroupLog;
 use super::snapshot::{self, Installed};
 use super::state_machine::{applied, apply_entry, log_id};
-use super::types::LogId;
+use super::types::{LogId, ReplicaId};
 use crate::journal::{Disk, Frame, FrameKind, Journal, OpenError, Options, Position, ScanFrom};
 use crate::metrics::Metrics;
 use crate::store::{Applied, CacheSizes, GroupStore, IndexError, Shared, SledIndex, StoreError};
@@ -185,6 +185,8 @@ struct Replay {
     /// What the checkpoint says is committed. It comes before the frames it covers, among which may be entries that
     /// others overrode later, so it counts only at the end.
     claims: Vec<Option<LogId>>,
+    /// The index lacks what the checkpoint says it holds. That is as it should be if the replica was removed later.
+    older: Vec<bool>,
     /// The boot id of the newest checkpoint seen.
     checkpoint_boot: Option<String>,
     bytes_since_flush: u64,
@@ -204,6 +206,7 @@ impl Replay {
             logs: vec![GroupLog::default(); stores.len()],
             imports: vec![None; stores.len()],
             claims: vec![None; stores.len()],
+            older: vec![false; stores.len()],
             stores,
             checkpoint_boot: None,
             bytes_since_flush: 0,
@@ -236,6 +239,7 @@ impl Replay {
                 let committed = codec::decode_log_id(&frame.payload).map_err(bad)?;
                 self.commit(group, committed)?;
             }
+            FrameKind::Replica => self.adopt(group, codec::decode_replica(&frame.payload).map_err(bad)?)?,
             FrameKind::ImportBegin => self.imports[usize::from(group)] = Some(Import::default()),
             FrameKind::Import => {
                 if let Some(import) = &mut self.imports[usize::from(group)] {
@@ -256,11 +260,27 @@ impl Replay {
         self.flush_if_due(frame.payload.len())
     }
 
+    /// The group's log begins anew. The index was emptied before the frame was written: what it holds came after.
+    fn adopt(&mut self, group: u16, replica: ReplicaId) -> Result<(), ReplayError> {
+        let store = &self.stores[usize::from(group)];
+        if self.rebuilding || store.persisted().is_none() {
+            store.reset()?;
+        }
+        let group = usize::from(group);
+        self.logs[group] = GroupLog::of(replica);
+        self.imports[group] = None;
+        self.claims[group] = None;
+        self.older[group] = false;
+        Ok(())
+    }
+
     /// Everything up to `committed` is final: applies what the index lacks.
     fn commit(&mut self, group: u16, committed: Option<LogId>) -> Result<(), ReplayError> {
         let log = &mut self.logs[usize::from(group)];
         log.committed = log.committed.max(committed);
-        if self.imports[usize::from(group)].as_ref().is_some_and(|import| import.committed.is_some()) {
+        let importing =
+            self.imports[usize::from(group)].as_ref().is_some_and(|import| import.committed.is_some());
+        if importing || self.older[usize::from(group)] {
             return Ok(());
         }
         let store = &self.stores[usize::from(group)];
@@ -291,15 +311,14 @@ impl Replay {
 
     fn group_checkpoint(&mut self, said: &GroupCheckpoint) -> Result<(), ReplayError> {
         let group = usize::from(said.group);
+        self.logs[group].replica = said.replica;
         if let Some(vote) = said.vote {
             self.logs[group].raise_vote(vote);
         }
         if self.rebuilding {
             self.commit(said.group, said.committed)?;
         } else if self.stores[group].persisted() < said.applied.as_ref().map(applied) {
-            return Err(ReplayError::Rebuild(format!(
-                "group {group}: the index is older than its checkpoint"
-            )));
+            self.older[group] = true;
         }
         self.claims[group] = said.committed;
         if let Some(purged) = said.purged {
@@ -331,6 +350,10 @@ impl Replay {
             }
         }
         self.imports = vec![None; self.stores.len()];
+        if let Some(group) = self.older.iter().position(|older| *older) {
+            let why = format!("group {group}: the index is older than its checkpoint");
+            return Err(AttemptError::Rebuild(why));
+        }
         for group in 0..self.stores.len() as u16 {
             let committed = self.logs[usize::from(group)].committed.max(self.claims[usize::from(group)]);
             self.commit(group, committed).map_err(|error| match error {

@@ -9,7 +9,9 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
+use super::group::Group;
 use super::log_store::{GroupLog, LogStore};
+use super::network::NoPeers;
 use super::node::{Node, NodeSettings};
 use super::recovery::RecoverySettings;
 use super::snapshot::GroupSnapshot;
@@ -24,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::store::{Batch, CacheSizes, Failure, GroupStore, Index, Shared, SledIndex, StoreError};
 
 const GROUPS: u16 = 4;
+const REPLICA: u64 = 1;
 const CACHES: CacheSizes = CacheSizes { records: 1 << 20, messages: 1 << 20 };
 
 fn journal_options() -> Options {
@@ -76,6 +79,11 @@ async fn start(dir: &Path) -> Node {
 }
 
 async fn start_with(dir: &Path, failure: Failure) -> Node {
+    start_as(dir, failure, REPLICA).await
+}
+
+/// Starts a node whose group 1 is held by the given replica, the others by [`REPLICA`].
+async fn start_as(dir: &Path, failure: Failure, replica_of_1: u64) -> Node {
     let settings = NodeSettings {
         node_id: 7,
         recovery: RecoverySettings {
@@ -90,7 +98,14 @@ async fn start_with(dir: &Path, failure: Failure) -> Node {
         checkpoint_interval: Duration::from_secs(3_600),
     };
     let disk = open_disk(dir);
-    Node::start(settings, disk, Metrics::new(), failure).await.unwrap()
+    let node = Node::start(settings, disk, NoPeers, Metrics::new(), failure).await.unwrap();
+    for group in 0..GROUPS {
+        let replica_id = if group == 1 { replica_of_1 } else { REPLICA };
+        let replica = node.host(group, replica_id).await.unwrap();
+        replica.found(&[(replica_id, 7)].into()).await.unwrap();
+        replica.led().await.unwrap();
+    }
+    node
 }
 
 /// Drops a stopped node and waits until its last task let go of the index, whose files are opened again next.
@@ -138,10 +153,14 @@ fn compact(text: &str) -> Action {
     }
 }
 
+fn group_of(node: &Node, n: usize) -> Arc<Group> {
+    node.group(n as u16 % GROUPS).unwrap()
+}
+
 /// Writes to conversation `n`, which lives in group `n % GROUPS`.
 async fn write(node: &Node, n: usize, action: Action) -> Reply {
     let command = Command { id: id(n), now_ms: 1_000, action };
-    node.groups[n % usize::from(GROUPS)].write(command.encode()).await.unwrap()
+    group_of(node, n).write(command.encode()).await.unwrap()
 }
 
 /// Everything a client could see of a conversation, as text.
@@ -169,7 +188,7 @@ fn dump(store: &GroupStore, n: usize) -> String {
 }
 
 fn dump_all(node: &Node, conversations: usize) -> Vec<String> {
-    (0..conversations).map(|n| dump(&node.groups[n % usize::from(GROUPS)].store, n)).collect()
+    (0..conversations).map(|n| dump(&group_of(node, n).store, n)).collect()
 }
 
 /// Conversations with sealed runs, keys, a summary and a tombstone.
@@ -233,7 +252,7 @@ async fn a_node_recovers_with_and_without_its_index() {
     let node = start(dir.path()).await;
     assert_eq!(node.shared.metrics.index_rebuilds.get(), 0);
     assert_eq!(dump_all(&node, CONVERSATIONS), before);
-    for group in node.groups.iter() {
+    for group in node.hosted() {
         group.store.ensure_verified().unwrap();
     }
     node.shutdown().await;
@@ -257,7 +276,7 @@ async fn an_index_that_lost_a_record_stops_the_node_and_asks_for_a_rebuild() {
 
     let failure = Failure::default();
     let node = start_with(dir.path(), failure.clone()).await;
-    let refused = node.groups[1].store.read(&id(1), |c, _| c.version());
+    let refused = group_of(&node, 1).store.read(&id(1), |c, _| c.version());
     assert!(matches!(refused, Err(StoreError::Disagrees { group: 1, .. })), "{refused:?}");
     let reason = failure.raised().await;
     assert!(reason.rebuild_index, "{reason:?}");
@@ -279,8 +298,8 @@ async fn a_snapshot_rebuilds_a_group_on_an_empty_node() {
     source.checkpoint().await;
     let target = start(to.path()).await;
     for group in 0..usize::from(GROUPS) {
-        let snapshot = source.groups[group].raft.get_snapshot().await.unwrap().unwrap();
-        let group = &target.groups[group];
+        let snapshot = group_of(&source, group).raft.get_snapshot().await.unwrap().unwrap();
+        let group = group_of(&target, group);
         let machine = StateMachine::new(group.store.clone(), group.log.clone(), Failure::default());
         machine.install(&snapshot.meta, snapshot.snapshot).await.unwrap();
         group.store.ensure_verified().unwrap();
@@ -308,6 +327,43 @@ async fn a_snapshot_rebuilds_a_group_on_an_empty_node() {
     source.shutdown().await;
 }
 
+/// A replica that was removed leaves nothing that its successor, under another id, could take for its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_replica_is_forgotten_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    fill(&node, 0, 4).await;
+    node.checkpoint().await;
+    let before = dump_all(&node, 4);
+    node.unhost(1).await.unwrap();
+    assert!(node.group(1).is_none());
+    let again = node.host(1, 2).await.unwrap();
+    assert_eq!((again.replica(), again.applied_index()), (2, 0));
+    again.found(&[(2, 7)].into()).await.unwrap();
+    again.led().await.unwrap();
+    let (vote, replica) = again.log.with(|log| (log.vote, log.replica));
+    assert_eq!((vote.unwrap().leader_id.node_id, replica), (2, 2));
+    write(&node, 1, put()).await;
+    let mut expected = before.clone();
+    expected[1] = dump_all(&node, 4)[1].clone();
+    assert_ne!(expected[1], before[1]);
+    assert_eq!(dump_all(&node, 4), expected);
+    node.stop_without_checkpoint().await;
+    drop(again);
+    gone(node).await;
+
+    for (rebuilds, lost) in [(0, false), (1, true)] {
+        if lost {
+            std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+        let node = start_as(dir.path(), Failure::default(), 2).await;
+        assert_eq!(node.shared.metrics.index_rebuilds.get(), rebuilds);
+        assert_eq!(dump_all(&node, 4), expected);
+        node.shutdown().await;
+        gone(node).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lying_snapshot_is_refused() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -319,14 +375,14 @@ async fn a_lying_snapshot_is_refused() {
         blocks.push(block.encode());
         Ok(())
     };
-    let GroupSnapshot(store) = source.groups[0].raft.get_snapshot().await.unwrap().unwrap().snapshot;
+    let GroupSnapshot(store) = group_of(&source, 0).raft.get_snapshot().await.unwrap().unwrap().snapshot;
     let mut collect = collect;
     store.export(&mut collect).unwrap();
     blocks.remove(0);
     let place = crate::conversation::FrameLocation { segment: 0, offset: 0 };
     let mut damaged = blocks.into_iter().map(|block| Ok((place, block)));
     let (at, membership) = store.persisted_state();
-    let refused = target.groups[0].store.install(at.unwrap(), membership, &mut damaged);
+    let refused = group_of(&target, 0).store.install(at.unwrap(), membership, &mut damaged);
     assert!(refused.is_err());
     source.shutdown().await;
     target.shutdown().await;

@@ -51,7 +51,7 @@ impl Shards {
         limit: usize,
     ) -> Result<(Vec<ConversationId>, bool), ReadError> {
         let node = self.0.node.get().ok_or_else(|| ReadError::Unavailable(STARTING.into()))?;
-        let groups = &node.groups;
+        let groups = node.hosted();
         let per_group = limit / groups.len() + 16;
         let mut ids = Vec::new();
         // Beyond the smallest last id of a group that may have more, ids could be missing.

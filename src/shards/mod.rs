@@ -74,7 +74,9 @@ impl Shards {
         let _room = self.0.proposed_bytes.acquire_many(weight).await.map_err(|_| WriteError::Draining)?;
         let node = self.0.node.get().ok_or_else(|| WriteError::NotApplied(STARTING.into()))?;
         let _inflight = InFlight::new(&node.shared.metrics, weight);
-        let group = &node.groups[usize::from(placement::group_of(id))];
+        let Some(group) = node.group(placement::group_of(id)) else {
+            return Err(WriteError::NotApplied(STARTING.into()));
+        };
         let unknown = |why| {
             node.shared.metrics.unknown_outcomes_total.inc();
             WriteError::UnknownOutcome(why)
@@ -111,8 +113,8 @@ impl Shards {
         if !node.has_space() {
             return Readiness::Degraded("no disk space is left for appends".into());
         }
-        match node.groups.iter().find(|group| !group.is_leader()) {
-            Some(group) => Readiness::Starting(format!("group {} has no leader", group.store.group())),
+        match node.hosted().iter().find(|group| group.leader().is_none()) {
+            Some(group) => Readiness::Starting(format!("group {} has no leader", group.number())),
             None => Readiness::Ready,
         }
     }
@@ -120,7 +122,7 @@ impl Shards {
     /// How many of the groups hosted here this node leads, and how many it hosts.
     pub fn leadership(&self) -> (usize, usize) {
         let Some(node) = self.0.node.get() else { return (0, 0) };
-        let groups = &node.groups;
+        let groups = node.hosted();
         (groups.iter().filter(|group| group.is_leader()).count(), groups.len())
     }
 
@@ -137,8 +139,8 @@ impl Shards {
         Ok(())
     }
 
-    fn group(&self, id: &ConversationId) -> Option<&Group> {
-        Some(&self.0.node.get()?.groups[usize::from(placement::group_of(id))])
+    fn group(&self, id: &ConversationId) -> Option<Arc<Group>> {
+        self.0.node.get()?.group(placement::group_of(id))
     }
 }
 

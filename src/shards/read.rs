@@ -1,5 +1,6 @@
 //! Reads: plan on the records, then fetch only the message bytes that were chosen.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,7 +73,7 @@ impl Shards {
             return Ok(None);
         };
         let plan = plan?;
-        let bodies = self.bodies(group, plan.messages.iter().map(|m| m.location)).await?;
+        let bodies = self.bodies(&group, plan.messages.iter().map(|m| m.location)).await?;
         let messages = plan
             .messages
             .into_iter()
@@ -132,7 +133,7 @@ impl Shards {
             true => last.seq > range.from_seq,
             false => last.seq < range.to_seq,
         });
-        let mut events = self.stored_events(group, metas).await?;
+        let mut events = self.stored_events(&group, metas).await?;
         if query.tail_offset.is_some() {
             events.reverse();
         }
@@ -157,7 +158,7 @@ impl Shards {
             StreamKind::Event(event) => Some(*event),
             _ => None,
         });
-        let mut events = self.stored_events(group, events.collect()).await?.into_iter();
+        let mut events = self.stored_events(&group, events.collect()).await?.into_iter();
         let changes = items.into_iter().map(|item| change(item, &mut events)).collect();
         Ok(Some(ChangePage { changes, version, status }))
     }
@@ -167,17 +168,17 @@ impl Shards {
         Ok(Watcher { version: self.readable_group(id)?.store.watch(id)? })
     }
 
-    pub(super) fn readable_group(&self, id: &ConversationId) -> Result<&Group, ReadError> {
+    pub(super) fn readable_group(&self, id: &ConversationId) -> Result<Arc<Group>, ReadError> {
         self.group(id).ok_or_else(|| ReadError::Unavailable(STARTING.into()))
     }
 
     /// The conversation's group, once it is as fresh here as asked for.
-    async fn fresh_group(&self, id: &ConversationId, options: ReadOptions) -> Result<&Group, ReadError> {
+    async fn fresh_group(&self, id: &ConversationId, options: ReadOptions) -> Result<Arc<Group>, ReadError> {
         let group = self.readable_group(id)?;
         if options.consistency == Consistency::Linearizable {
             let confirmed = timeout(self.0.request_timeout, group.linearize()).await;
             let late = |_| ReadError::Unavailable("a quorum did not confirm the read in time".into());
-            confirmed.map_err(late)?.map_err(ReadError::Unavailable)?;
+            confirmed.map_err(late)?.map_err(|e| ReadError::Unavailable(e.to_string()))?;
         }
         if let Some(wanted) = options.min_version
             && group.store.read(id, |c, _| c.version())?.unwrap_or(0) < wanted

@@ -299,12 +299,27 @@ impl GroupStore {
         Ok(true)
     }
 
+    /// Makes what was written to the index durable.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        Ok(self.shared.index.sync()?)
+    }
+
     /// A checkpoint of this group alone, durable on return.
     pub(crate) fn checkpoint_synced(&self) -> Result<(), StoreError> {
         if self.checkpoint()? {
-            self.shared.index.sync()?;
+            self.sync()?;
         }
         Ok(())
+    }
+
+    /// Forgets everything: the group is as if it had never been here. The caller syncs the index.
+    pub(crate) fn reset(&self) -> Result<(), StoreError> {
+        let _index = self.index_lock.lock();
+        let mut inner = self.inner.lock();
+        let bytes: usize = inner.live.values().map(|live| live.bytes()).sum();
+        self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        *inner = Inner { verified: true, ..Inner::default() };
+        self.clear_index()
     }
 
     /// Locks the state; when `id` is not in memory and the index is not yet verified, verifies first, so that

@@ -248,7 +248,7 @@ impl GroupStore {
         Ok(())
     }
 
-    fn clear_index(&self) -> Result<(), StoreError> {
+    pub(super) fn clear_index(&self) -> Result<(), StoreError> {
         let prefix = keys::group_prefix(self.group);
         loop {
             let mut batch = Batch::default();

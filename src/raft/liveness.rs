@@ -1,0 +1,249 @@
+//! Which nodes live and which leaders still lead: one heartbeat per pair of nodes instead of one per group.
+//!
+//! A heartbeat names the groups its sender leads and their terms. A replica *suspects* its leader when that claim has
+//! not been repeated for the election timeout, or at once when the link to the leader's node broke or its process is
+//! another one. The node then starts elections, staggered so that the replicas of a group do not run against each other.
+//! Safety does not depend on any of this: it only decides when to elect.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// How often a node says that it lives.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A leader that has been silent for longer is suspected, and a node that has not answered for longer out of reach.
+pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
+/// Between the first attempts of the replicas of a group, by rank.
+const STAGGER: Duration = Duration::from_millis(400);
+/// Until the same replica tries again.
+const RETRY: Duration = Duration::from_millis(350);
+/// A group that has just seen a vote is given this long to get a leader.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What this node knows of the others.
+#[derive(Default)]
+pub(crate) struct Liveness(Mutex<HashMap<u128, Peer>>);
+
+#[derive(Default)]
+struct Peer {
+    linked: bool,
+    /// When this node's last answered heartbeat was sent.
+    answered: Option<Instant>,
+    /// When it was last heard.
+    heard: Option<Instant>,
+    incarnation: u64,
+    /// Groups it leads, and their terms.
+    claims: HashMap<u16, u64>,
+}
+
+impl Liveness {
+    /// The link to a node came up or broke.
+    pub(crate) fn set_linked(&self, node: u128, linked: bool) {
+        let mut peers = self.0.lock();
+        let peer = peers.entry(node).or_default();
+        if peer.linked && !linked {
+            peer.answered = None;
+            peer.claims.clear();
+        }
+        peer.linked = linked;
+    }
+
+    /// A node answered the heartbeat that was sent at `sent`.
+    pub(crate) fn answered(&self, node: u128, sent: Instant) {
+        let mut peers = self.0.lock();
+        let peer = peers.entry(node).or_default();
+        peer.answered = peer.answered.max(Some(sent));
+    }
+
+    /// A node's heartbeat arrived.
+    pub(crate) fn heard(&self, node: u128, incarnation: u64, claims: HashMap<u16, u64>, now: Instant) {
+        let mut peers = self.0.lock();
+        let peer = peers.entry(node).or_default();
+        if incarnation >= peer.incarnation {
+            *peer = Peer { heard: Some(now), incarnation, claims, ..std::mem::take(peer) };
+        }
+    }
+
+    pub(crate) fn is_linked(&self, node: u128) -> bool {
+        self.0.lock().get(&node).is_some_and(|peer| peer.linked)
+    }
+
+    /// Whether a node has answered recently enough to count on it.
+    pub(crate) fn answers(&self, node: u128) -> bool {
+        let peers = self.0.lock();
+        peers.get(&node).is_some_and(|peer| {
+            peer.linked && peer.answered.is_some_and(|sent| sent.elapsed() < ELECTION_TIMEOUT)
+        })
+    }
+
+    /// When a node last said that it leads the group in this term.
+    fn claimed(&self, node: u128, group: u16, term: u64) -> Option<Instant> {
+        let peers = self.0.lock();
+        let peer = peers.get(&node)?;
+        (peer.claims.get(&group) == Some(&term)).then_some(peer.heard).flatten()
+    }
+}
+
+/// What one replica sees of its group's leadership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leadership {
+    pub(crate) term: u64,
+    /// The node that leads, as far as known.
+    pub(crate) leader: Option<u128>,
+    /// This replica is the leader.
+    pub(crate) here: bool,
+}
+
+/// Decides when one replica calls an election.
+#[derive(Debug)]
+pub(crate) struct ElectionTimer {
+    seen: Option<Leadership>,
+    /// When the leader was last known to lead, or the leadership last changed.
+    alive: Instant,
+    suspected: Option<Instant>,
+    attempt: Option<Instant>,
+}
+
+impl ElectionTimer {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { seen: None, alive: now, suspected: None, attempt: None }
+    }
+
+    pub(crate) fn is_suspicious(&self) -> bool {
+        self.suspected.is_some()
+    }
+
+    /// Takes a look; true when an election is due. `rank` orders the replicas of the group.
+    pub(crate) fn tick(
+        &mut self,
+        now: Instant,
+        group: u16,
+        rank: u32,
+        leadership: Leadership,
+        liveness: &Liveness,
+    ) -> bool {
+        if self.seen != Some(leadership) {
+            let first = self.seen.is_none();
+            self.seen = Some(leadership);
+            // A process that has just started waits a full timeout for the leader there may be.
+            self.alive = if first { now + ELECTION_TIMEOUT - SETTLE } else { now };
+        }
+        if !self.suspects(now, group, leadership, liveness) {
+            (self.suspected, self.attempt) = (None, None);
+            return false;
+        }
+        let since = *self.suspected.get_or_insert(now);
+        let due = self.attempt.map_or(since + STAGGER * rank, |attempt| attempt + RETRY + STAGGER * rank);
+        let is_due = now >= due;
+        if is_due {
+            self.attempt = Some(now);
+        }
+        is_due
+    }
+
+    fn suspects(&mut self, now: Instant, group: u16, leadership: Leadership, liveness: &Liveness) -> bool {
+        if leadership.here {
+            return false;
+        }
+        let Some(leader) = leadership.leader else {
+            return now.saturating_duration_since(self.alive) > SETTLE;
+        };
+        if let Some(claimed) = liveness.claimed(leader, group, leadership.term) {
+            self.alive = self.alive.max(claimed);
+        }
+        !liveness.is_linked(leader) && now >= self.alive
+            || now.saturating_duration_since(self.alive) > ELECTION_TIMEOUT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEADER: u128 = 7;
+    const GROUP: u16 = 3;
+
+    struct Rig {
+        start: Instant,
+        liveness: Liveness,
+        timer: ElectionTimer,
+        leadership: Leadership,
+        rank: u32,
+    }
+
+    impl Rig {
+        fn new(rank: u32) -> Rig {
+            let start = Instant::now();
+            let liveness = Liveness::default();
+            liveness.set_linked(LEADER, true);
+            let leadership = Leadership { term: 1, leader: Some(LEADER), here: false };
+            Rig { start, liveness, timer: ElectionTimer::new(start), leadership, rank }
+        }
+
+        fn claim_at(&self, ms: u64) {
+            let at = self.start + Duration::from_millis(ms);
+            self.liveness.heard(LEADER, 1, HashMap::from([(GROUP, 1)]), at);
+        }
+
+        fn due_at(&mut self, ms: u64) -> bool {
+            let now = self.start + Duration::from_millis(ms);
+            self.timer.tick(now, GROUP, self.rank, self.leadership, &self.liveness)
+        }
+    }
+
+    #[test]
+    fn a_leader_that_repeats_its_claim_is_left_alone() {
+        let mut rig = Rig::new(0);
+        for ms in (0..20_000).step_by(100) {
+            rig.claim_at(ms);
+            assert!(!rig.due_at(ms), "at {ms}");
+        }
+        assert!(!rig.timer.is_suspicious());
+    }
+
+    #[test]
+    fn silence_is_suspicious_after_the_timeout_and_retried() {
+        let mut rig = Rig::new(0);
+        rig.claim_at(0);
+        assert!(!rig.due_at(0));
+        rig.claim_at(5_000);
+        let due: Vec<u64> = (5_000..8_000).step_by(100).filter(|ms| rig.due_at(*ms)).collect();
+        assert_eq!(due.first(), Some(&6_300));
+        assert!(due.len() > 2, "{due:?}");
+    }
+
+    #[test]
+    fn a_broken_link_is_suspicious_at_once_and_ranks_take_turns() {
+        let first = |rank| {
+            let mut rig = Rig::new(rank);
+            assert!(!rig.due_at(0));
+            rig.claim_at(5_000);
+            assert!(!rig.due_at(5_000));
+            rig.liveness.set_linked(LEADER, false);
+            (5_001..9_000).find(|ms| rig.due_at(*ms)).unwrap()
+        };
+        assert_eq!((first(0), first(1), first(2)), (5_001, 5_401, 5_801));
+    }
+
+    #[test]
+    fn a_claim_of_another_term_or_an_older_process_does_not_count() {
+        let mut rig = Rig::new(0);
+        rig.liveness.heard(LEADER, 2, HashMap::from([(GROUP, 9)]), rig.start);
+        rig.claim_at(4_000);
+        let due = (0..4_100).step_by(100).find(|ms| rig.due_at(*ms));
+        assert!(due.is_some());
+    }
+
+    #[test]
+    fn a_new_leadership_gets_time_to_settle() {
+        let mut rig = Rig::new(0);
+        assert!(!rig.due_at(0));
+        rig.claim_at(5_000);
+        assert!(!rig.due_at(5_000));
+        rig.leadership = Leadership { term: 2, leader: None, here: false };
+        assert_eq!((5_000..9_000).step_by(10).find(|ms| rig.due_at(*ms)), Some(5_310));
+        rig.leadership = Leadership { term: 3, leader: None, here: true };
+        assert!(!(6_000..9_000).step_by(10).any(|ms| rig.due_at(ms)));
+    }
+}

@@ -1,0 +1,85 @@
+//! One quorum round confirms all reads of a group that arrived before it began.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{Raft, ReadPolicy};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::state_machine::StateMachine;
+use super::types::TypeConfig;
+
+/// Longest a quorum round may take before its reads are refused.
+const ROUND_MAX: Duration = Duration::from_secs(2);
+
+/// Why a read could not be confirmed. Reads have no effect: all of it is safe to retry.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadFailure {
+    #[error("this node does not lead the conversation's group")]
+    NotLeader,
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Reads of one group that wait for their log index.
+#[derive(Default)]
+pub(crate) struct ReadBarrier(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    /// A round is under way; it does not count for those who came after it began.
+    running: bool,
+    reads: Vec<oneshot::Sender<Result<u64, ReadFailure>>>,
+}
+
+impl ReadBarrier {
+    /// A log index such that a state that has applied it reflects every write acknowledged before the call.
+    pub(crate) async fn confirm(
+        self: &Arc<Self>,
+        raft: &Raft<TypeConfig, StateMachine>,
+    ) -> Result<u64, ReadFailure> {
+        let (tx, rx) = oneshot::channel();
+        let start = {
+            let mut waiting = self.0.lock();
+            waiting.reads.push(tx);
+            !mem::replace(&mut waiting.running, true)
+        };
+        if start {
+            // A task of its own: the reader that starts it may go away before the others are answered.
+            tokio::spawn(self.clone().rounds(raft.clone()));
+        }
+        rx.await.unwrap_or_else(|_| Err(ReadFailure::Unavailable("the node is stopping".into())))
+    }
+
+    async fn rounds(self: Arc<Self>, raft: Raft<TypeConfig, StateMachine>) {
+        loop {
+            let reads = {
+                let mut waiting = self.0.lock();
+                if waiting.reads.is_empty() {
+                    waiting.running = false;
+                    return;
+                }
+                mem::take(&mut waiting.reads)
+            };
+            let confirmed = round(&raft).await;
+            for read in reads {
+                // A reader that gave up needs no answer.
+                let _ = read.send(confirmed.clone());
+            }
+        }
+    }
+}
+
+async fn round(raft: &Raft<TypeConfig, StateMachine>) -> Result<u64, ReadFailure> {
+    let late = |_| ReadFailure::Unavailable("a quorum did not confirm the read in time".into());
+    let linearizer =
+        timeout(ROUND_MAX, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await.map_err(late)?;
+    match linearizer {
+        Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+        Err(error) if error.forward_to_leader().is_some() => Err(ReadFailure::NotLeader),
+        Err(error) => Err(ReadFailure::Unavailable(error.to_string())),
+    }
+}
