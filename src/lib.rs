@@ -26,6 +26,7 @@ pub mod conversation;
 pub mod journal;
 pub mod logging;
 pub mod metrics;
+pub mod peer;
 pub mod raft;
 pub mod server;
 pub mod shards;

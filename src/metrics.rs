@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 
 mod process;
@@ -24,6 +25,22 @@ const BATCH_BYTES: &[f64] = &[4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.
 const COUNTS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0];
 const TOKENS: &[f64] =
     &[100.0, 500.0, 1_000.0, 4_000.0, 16_000.0, 64_000.0, 128_000.0, 256_000.0, 1_000_000.0];
+const CALL_SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
+/// The lanes of a link, by their numbers.
+const LANES: [&str; 3] = ["control", "log", "bulk"];
+/// Why a handshake was refused, by the reasons' numbers.
+const REFUSALS: [&str; 9] = [
+    "other",
+    "malformed",
+    "wrong_secret",
+    "other_cluster",
+    "no_common_protocol",
+    "same_name",
+    "same_id",
+    "yourself",
+    "full",
+];
 const CHECKPOINT_SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 macro_rules! metrics {
@@ -54,6 +71,9 @@ macro_rules! metrics {
     (@type Float) => { Gauge };
     (@type Histogram) => { Histogram };
     (@type StatusClasses) => { StatusClasses };
+    (@type LaneCounters) => { Children<IntCounter> };
+    (@type LaneHistograms) => { Children<Histogram> };
+    (@type RefusalCounters) => { Children<IntCounter> };
     (@make Counter () $name:literal, $help:expr) => { valid(IntCounter::new($name, $help)) };
     (@make Gauge () $name:literal, $help:expr) => { valid(IntGauge::new($name, $help)) };
     (@make Float () $name:literal, $help:expr) => { valid(Gauge::new($name, $help)) };
@@ -62,6 +82,16 @@ macro_rules! metrics {
     };
     (@make StatusClasses () $name:literal, $help:expr) => {
         valid(IntCounterVec::new(Opts::new($name, $help), &["status"]))
+    };
+    (@make LaneCounters () $name:literal, $help:expr) => {
+        Family::new(valid(IntCounterVec::new(Opts::new($name, $help), &["lane"])), &LANES)
+    };
+    (@make LaneHistograms ($buckets:expr) $name:literal, $help:expr) => {{
+        let options = HistogramOpts::new($name, $help).buckets($buckets.to_vec());
+        Family::new(valid(HistogramVec::new(options, &["lane"])), &LANES)
+    }};
+    (@make RefusalCounters () $name:literal, $help:expr) => {
+        Family::new(valid(IntCounterVec::new(Opts::new($name, $help), &["reason"])), &REFUSALS)
     };
 }
 
@@ -146,6 +176,20 @@ metrics! {
     body_cache_hits: Counter() = "fastpaca_body_cache_hits_total",
     /// Message bodies read from the journal.
     body_cache_misses: Counter() = "fastpaca_body_cache_misses_total",
+    /// Nodes this one has a link to.
+    peer_links_up: Gauge() = "fastpaca_peer_links_up",
+    /// Connections of other nodes that were let in and stand.
+    peer_connections: Gauge() = "fastpaca_peer_connections",
+    /// Connections to other nodes that broke and were dialled again.
+    peer_reconnects_total: Counter() = "fastpaca_peer_reconnects_total",
+    /// Frames sent to other nodes, by lane.
+    peer_frames_sent: LaneCounters() = "fastpaca_peer_frames_sent_total",
+    /// Bytes of frames sent to other nodes, by lane.
+    peer_bytes_sent: LaneCounters() = "fastpaca_peer_bytes_sent_total",
+    /// Time from a call of another node to its answer, in seconds, by lane.
+    peer_call_seconds: LaneHistograms(CALL_SECONDS) = "fastpaca_peer_call_seconds",
+    /// Connections between nodes that one of them refused, by reason.
+    peer_refusals: RefusalCounters() = "fastpaca_peer_refusals_total",
 }
 
 impl Metrics {
@@ -185,6 +229,46 @@ pub struct StatusClasses([IntCounter; 6]);
 impl From<IntCounterVec> for StatusClasses {
     fn from(family: IntCounterVec) -> Self {
         Self(["other", "1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| family.with_label_values(&[class])))
+    }
+}
+
+/// The members of a labelled metric, by number.
+pub struct Children<T>(Vec<T>);
+
+impl<T> Children<T> {
+    /// The member of this number; an unknown number is that of the first.
+    pub fn of(&self, number: usize) -> &T {
+        self.0.get(number).unwrap_or(&self.0[0])
+    }
+}
+
+/// A labelled metric while it is being registered.
+#[derive(Clone)]
+struct Family<V, T> {
+    family: V,
+    children: Vec<T>,
+}
+
+impl<B: MetricVecBuilder> Family<MetricVec<B>, B::M> {
+    fn new(family: MetricVec<B>, labels: &[&str]) -> Self {
+        let children = labels.iter().map(|label| family.with_label_values(&[*label])).collect();
+        Family { family, children }
+    }
+}
+
+impl<V: Collector, T: Send + Sync> Collector for Family<V, T> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.family.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.family.collect()
+    }
+}
+
+impl<V, T> From<Family<V, T>> for Children<T> {
+    fn from(family: Family<V, T>) -> Self {
+        Children(family.children)
     }
 }
 

@@ -109,6 +109,12 @@ fn the_sample_uncommented_changes_nothing_but_what_has_no_default() {
     let mut expected = config::defaults();
     expected.node_name.clone_from(&settings.config().node_name);
     expected.api_keys.clone_from(&settings.config().api_keys);
+    expected.cluster_seeds.clone_from(&settings.config().cluster_seeds);
+    expected.cluster_secrets.clone_from(&settings.config().cluster_secrets);
+    expected.advertise_addr.clone_from(&settings.config().advertise_addr);
+    expected.tls_cert.clone_from(&settings.config().tls_cert);
+    expected.tls_key.clone_from(&settings.config().tls_key);
+    expected.tls_ca.clone_from(&settings.config().tls_ca);
     assert_eq!(settings.config(), &expected);
     assert!(!expected.node_name.is_empty() && !expected.api_keys.is_empty());
 }

@@ -22,6 +22,7 @@ use super::auth::Keys;
 use super::body::{Bodies, Received};
 use super::compress::compress;
 use super::dialect::Dialect;
+use super::door::{Door, PeerDoor};
 use super::error::{ApiError, render};
 use super::limits::{ConnectionCaps, ConnectionPermit, Limits, RateLimit};
 use super::weigh::Scales;
@@ -47,6 +48,7 @@ struct Inner {
     in_flight: Semaphore,
     connections: Arc<ConnectionCaps>,
     ids: RequestIds,
+    door: Door,
 }
 
 /// What handlers work with.
@@ -141,6 +143,7 @@ impl App {
                 app.metrics.connections.clone(),
             ),
             ids: RequestIds::new(),
+            door: Door::new(),
             app,
         }))
     }
@@ -174,6 +177,26 @@ impl App {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response
+    }
+
+    /// Where connections of other nodes go from now on; before, they are refused.
+    pub fn set_peer_door(&self, inside: Arc<dyn PeerDoor>) {
+        self.0.door.lead_to(inside);
+    }
+
+    /// Answers the upgrade of another node, which needs no API key and is no request at work.
+    pub(crate) fn enter<B: Send + 'static>(&self, request: http::Request<B>, peer: SocketAddr) -> Response {
+        let request_id = self.0.ids.of(request.headers());
+        let answer = self.0.door.answer(request, peer);
+        let mut response = answer.unwrap_or_else(IntoResponse::into_response);
+        render(&mut response, Dialect::Conversations, &request_id);
+        self.metrics().requests(response.status().as_u16());
+        response
+    }
+
+    /// Ends the connections of other nodes.
+    pub(crate) async fn close_door(&self) {
+        self.0.door.close().await;
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -12,6 +12,7 @@ mod body;
 mod compress;
 mod conversations;
 mod dialect;
+mod door;
 mod edge;
 mod error;
 mod events;
@@ -34,6 +35,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use utoipa::openapi::path::Operation;
 
 use self::dialect::Dialect;
+pub use self::door::{PEER_PATH, PeerDoor, PeerIo};
 pub use self::edge::App;
 use self::edge::{AppState, Scope, StreamPermit};
 pub use self::serve::serve;

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::App;
+use super::door::PEER_PATH;
 use super::limits::ConnectionPermit;
 use super::watchdog::{Activity, Running, Watched};
 
@@ -79,6 +80,8 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken)
         abort.cancel();
         tasks.wait().await;
     }
+    // Last, since the requests at work may still need them.
+    app.close_door().await;
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -153,6 +156,13 @@ async fn answer(
     permit: Arc<ConnectionPermit>,
 ) -> Result<Response, Infallible> {
     let running = activity.begin();
+    if request.uri().path() == PEER_PATH {
+        let response = app.enter(request, peer);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            activity.set_upgraded();
+        }
+        return Ok(response);
+    }
     let mut request = request.map(Body::new);
     let upgradable = request.headers().contains_key(http::header::UPGRADE);
     if upgradable {

@@ -1,8 +1,8 @@
 //! One field of the configuration, with its type and range: how it is parsed, described and shown.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{EstimatorSpec, LogFormat, Secret};
@@ -15,13 +15,21 @@ const TIB: u64 = 1 << 40;
 /// Largest first, so that a size is shown in the largest unit that divides it.
 const UNITS: [(&str, u64); 4] = [("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)];
 
+/// What a host may be, in words.
+const HOSTS: &str = "with a host name, an IPv4 address or an IPv6 address in brackets";
+
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// A field to be set, and what it accepts.
 pub(super) enum Field<'a> {
     Name(&'a mut String),
     Path(&'a mut PathBuf),
+    /// A file that may be named.
+    File(&'a mut Option<PathBuf>),
     Address(&'a mut SocketAddr),
+    /// `host:port`, which may be set.
+    Host(&'a mut Option<String>),
+    Hosts(&'a mut Vec<String>),
     Estimator(&'a mut EstimatorSpec),
     Secrets(&'a mut Vec<Secret>),
     Flag(&'a mut bool),
@@ -43,6 +51,9 @@ impl Field<'_> {
         match self {
             Field::Name(name) => **name = parse_name(raw)?,
             Field::Path(path) => **path = parse_path(raw)?,
+            Field::File(path) => **path = Some(parse_path(raw)?),
+            Field::Host(host) => **host = Some(parse_host(raw)?),
+            Field::Hosts(hosts) => **hosts = raw.split(',').map(parse_host).collect::<Result<_, _>>()?,
             Field::Address(address) => **address = raw.parse().map_err(|_| Rejected)?,
             Field::Estimator(spec) => **spec = raw.parse().map_err(|_| Rejected)?,
             Field::Secrets(secrets) => **secrets = parse_secrets(raw)?,
@@ -63,7 +74,9 @@ impl Field<'_> {
     pub(super) fn accepts(&self) -> String {
         match self {
             Field::Name(_) => "1 to 64 characters of A-Z a-z 0-9 . _ -".to_owned(),
-            Field::Path(_) => "a path".to_owned(),
+            Field::Path(_) | Field::File(_) => "a path".to_owned(),
+            Field::Host(_) => format!("HOST:PORT, {HOSTS}"),
+            Field::Hosts(_) => format!("comma-separated HOST:PORT, {HOSTS}"),
             Field::Address(_) => "an IP address and port, such as 0.0.0.0:4000 or [::]:4000".to_owned(),
             Field::Estimator(_) => EstimatorSpec::accepted(),
             Field::Secrets(_) => "comma-separated keys of 1 to 256 visible ASCII characters".to_owned(),
@@ -91,6 +104,9 @@ impl Field<'_> {
         match self {
             Field::Name(text) | Field::Filter(text) => quote(text),
             Field::Path(path) => quote(&path.to_string_lossy()),
+            Field::File(path) => quote(&path.as_deref().unwrap_or(Path::new("")).to_string_lossy()),
+            Field::Host(host) => quote(host.as_deref().unwrap_or_default()),
+            Field::Hosts(hosts) => quote(&hosts.join(",")),
             Field::Address(address) => quote(&address.to_string()),
             Field::Estimator(spec) => quote(&spec.to_string()),
             Field::Secrets(secrets) => quote(&vec!["***"; secrets.len()].join(",")),
@@ -161,6 +177,20 @@ fn parse_name(raw: &str) -> Result<String, Rejected> {
 
 fn parse_path(raw: &str) -> Result<PathBuf, Rejected> {
     if raw.is_empty() || raw.contains('\0') { Err(Rejected) } else { Ok(PathBuf::from(raw)) }
+}
+
+/// `name:4000`, `10.0.0.1:4000` or `[fd00::1]:4000`.
+fn parse_host(raw: &str) -> Result<String, Rejected> {
+    let raw = raw.trim();
+    let (host, port) = raw.rsplit_once(':').ok_or(Rejected)?;
+    parse_number(port, &(1..=65_535))?;
+    let is_name = |host: &str| {
+        (1..=200).contains(&host.len())
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    };
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_v6 = inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok());
+    if is_v6 || is_name(host) { Ok(raw.to_owned()) } else { Err(Rejected) }
 }
 
 /// A set but empty list is refused: an unexpanded `FASTPACA_API_KEY=$KEY` must not open the door.

@@ -78,6 +78,19 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
 
+    /// `host:port` each. Empty = a cluster of one, until others join through this node.
+    pub cluster_seeds: Vec<String>,
+    /// Empty = derived from the API keys.
+    pub cluster_secrets: Vec<Secret>,
+    /// `host:port`.
+    pub advertise_addr: Option<String>,
+    pub cluster_size: usize,
+    pub replace: bool,
+    /// Set together with `tls_key`, or not at all.
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub tls_ca: Option<PathBuf>,
+
     pub stream_max_connections: usize,
     pub body_max_bytes: u64,
     pub batch_body_max_bytes: u64,
@@ -116,6 +129,14 @@ impl Config {
             metrics_public: true,
             log: String::new(),
             log_format: LogFormat::Json,
+            cluster_seeds: Vec::new(),
+            cluster_secrets: Vec::new(),
+            advertise_addr: None,
+            cluster_size: 0,
+            replace: false,
+            tls_cert: None,
+            tls_key: None,
+            tls_ca: None,
             stream_max_connections: 0,
             body_max_bytes: 0,
             batch_body_max_bytes: 0,
@@ -160,6 +181,7 @@ impl Config {
     /// Rules that span several settings; the setting named is the one to change.
     fn check(&self) -> Result<(), ConfigError> {
         let refuse = |key: &'static str, value: u64, rule: String| {
+            let value = value.to_string();
             Err(ConfigError::Combination { name: settings::env_name(key), key, value, rule })
         };
         if self.batch_body_max_bytes < self.body_max_bytes {
@@ -175,7 +197,20 @@ impl Config {
             let rule = format!("at most max_connections ({})", self.max_connections);
             return refuse("max_connections_per_address", self.max_connections_per_address as u64, rule);
         }
-        Ok(())
+        self.check_tls()
+    }
+
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        let unset = |key: &'static str, other: &str| {
+            let (value, rule) = ("unset".to_owned(), format!("a path, because {other} is set"));
+            Err(ConfigError::Combination { name: settings::env_name(key), key, value, rule })
+        };
+        match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
+            (Some(_), None, _) => unset("tls_key", "tls_cert"),
+            (None, Some(_), _) => unset("tls_cert", "tls_key"),
+            (None, None, Some(_)) => unset("tls_cert", "tls_ca"),
+            _ => Ok(()),
+        }
     }
 }
 

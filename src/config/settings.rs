@@ -63,6 +63,7 @@ pub(super) fn position(key: &str) -> usize {
 const NODE: &str = "Node";
 const ACCESS: &str = "Access";
 const LOGS: &str = "Logs";
+const CLUSTER: &str = "Cluster";
 const LIMITS: &str = "Limits";
 const STORAGE: &str = "Storage";
 
@@ -142,6 +143,77 @@ pub(super) static SETTINGS: &[Setting] = &[
         example: "",
         doc: "One JSON object a line, or text for people.",
         field: |c| Field::LogFormat(&mut c.log_format),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "cluster_seed",
+        default: None,
+        example: "node-1:4000,node-2:4000,node-3:4000",
+        doc: "Where other nodes may be found. A name that resolves to several addresses means all of them; it \
+              is resolved again while the node runs, and may be the node itself. Unset: a cluster of one, which \
+              others may join.",
+        field: |c| Field::Hosts(&mut c.cluster_seeds),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "cluster_secret",
+        default: None,
+        example: "secret-in-use,secret-coming-next",
+        doc: "What the nodes prove to each other that they know, comma-separated so that it can be rotated: \
+              two nodes need one in common. Unset: derived from api_key, and if that is unset too, any node \
+              that reaches this one is let in.",
+        field: |c| Field::Secrets(&mut c.cluster_secrets),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "advertise_addr",
+        default: None,
+        example: "node-1.example.org:4000",
+        doc: "Where other nodes dial this one. Unset: the address they see it under, with the port of listen.",
+        field: |c| Field::Host(&mut c.advertise_addr),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "cluster_size",
+        default: Some("3"),
+        example: "",
+        doc: "How many nodes with seeds must meet before they found a cluster. Later ones join it.",
+        field: |c| Field::Count(&mut c.cluster_size, 1..=64),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "replace",
+        default: Some("false"),
+        example: "",
+        doc: "Whether this node, empty, may take the place of the node of its name that the cluster knows and \
+              that is gone for good.",
+        field: |c| Field::Flag(&mut c.replace),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "tls_cert",
+        default: None,
+        example: "/etc/fastpaca/tls.crt",
+        doc: "PEM file with the certificate chain of this node. Set together with tls_key: the listener then \
+              speaks TLS only, with clients and with nodes. Unset: no TLS.",
+        field: |c| Field::File(&mut c.tls_cert),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "tls_key",
+        default: None,
+        example: "/etc/fastpaca/tls.key",
+        doc: "PEM file with the private key of tls_cert.",
+        field: |c| Field::File(&mut c.tls_key),
+    },
+    Setting {
+        section: CLUSTER,
+        key: "tls_ca",
+        default: None,
+        example: "/etc/fastpaca/ca.crt",
+        doc: "PEM file with the certificates that other nodes' certificates must be signed by. They must be \
+              valid for the IP address that is dialled or for the host of a seed. Unset: those in tls_cert.",
+        field: |c| Field::File(&mut c.tls_ca),
     },
     Setting {
         section: LIMITS,

@@ -49,7 +49,7 @@ pub enum ConfigError {
     #[error("{place} = {value}: expected {expected}")]
     BadValue { place: String, value: String, expected: String },
     #[error("{name} (or {key} in the file) = {value}: expected {rule}")]
-    Combination { name: String, key: &'static str, value: u64, rule: String },
+    Combination { name: String, key: &'static str, value: String, rule: String },
     #[error("{name} = {value:?}: no such setting{hint}; `fastpaca config --sample` lists all")]
     UnknownVariable { name: String, value: String, hint: String },
     #[error("{key} in {}: no such setting{hint}; `fastpaca config --sample` lists all", .path.display())]

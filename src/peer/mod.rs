@@ -1,0 +1,171 @@
+//! Links between nodes: authenticated, versioned connections that carry calls. Knows nothing of what the calls mean.
+//!
+//! Every node dials every other one, three websocket connections ("lanes") each way: requests go out on the dialled
+//! connection and their answers come back on it, so neither side has to settle which connection is the right one.
+//! Reading order: [`Peers`], `dial` and `serve` for the two sides, `handshake` and `roster` for who is let in, `frame`
+//! and `outbox` for what is on a connection.
+//!
+//! What holds:
+//! - Calls of one task on one lane, each polled first before the next, arrive in that order; the receiving service is
+//!   entered in the order of arrival and runs undisturbed until its first wait, so it may settle an order there.
+//!   Answers come in any order. Lanes do not wait for each other.
+//! - [`CallError`] tells what certainly never reached the service from what may have.
+//! - Everything queued is bounded, in bytes and in number; who does not read or answer loses the connection.
+//!
+//! Lacks on purpose: retries of calls, relaying through third nodes, compression, names (addresses come resolved).
+
+mod caller;
+mod connection;
+mod dial;
+mod frame;
+mod greet;
+mod handshake;
+mod hello;
+mod links;
+mod outbox;
+mod peers;
+mod roster;
+mod secrets;
+mod serve;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+use crate::config::Config;
+
+pub use hello::{Reason, Refusal};
+pub use links::{LinkInfo, LinkState};
+pub use peers::Peers;
+pub use secrets::Secrets;
+
+/// Where the public port takes connections of peers.
+pub const PATH: &str = "/internal/peer/v1";
+
+/// What a body may be beyond the largest batch of messages: the entry around it.
+const BODY_SLACK_BYTES: u64 = 8 << 20;
+
+/// One of the three connections to a node. The numbers go over the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Small and urgent: heartbeats, votes, read indexes, membership.
+    Control = 0,
+    /// Log entries, forwarded reads and writes.
+    Log = 1,
+    /// Snapshots.
+    Bulk = 2,
+}
+
+impl Lane {
+    pub const ALL: [Lane; 3] = [Lane::Control, Lane::Log, Lane::Bulk];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Lane::Control => "control",
+            Lane::Log => "log",
+            Lane::Bulk => "bulk",
+        }
+    }
+
+    /// Most bytes that wait to be sent on one connection, in each direction.
+    pub(crate) fn queue_bytes_max(self) -> u32 {
+        match self {
+            Lane::Control => 4 << 20,
+            Lane::Log => 64 << 20,
+            Lane::Bulk => 16 << 20,
+        }
+    }
+
+    /// Most calls of one connection that are served at once; then it is not read until one has ended.
+    pub(crate) fn served_max(self) -> usize {
+        match self {
+            Lane::Control | Lane::Log => 1_024,
+            Lane::Bulk => 16,
+        }
+    }
+}
+
+/// Who is at the other end; from the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    pub node_id: u128,
+    pub name: String,
+    /// Rises with every start of the node.
+    pub incarnation: u64,
+    /// As it was when the connection was made.
+    pub cluster: Option<u128>,
+    /// Where to dial it: advertised, or the observed IP with its listening port.
+    pub address: SocketAddr,
+    /// The protocol version in use.
+    pub protocol: u16,
+}
+
+/// The coming result of a call.
+pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Bytes, Refused>> + Send + 'a>>;
+
+/// Serves calls of a range of methods.
+///
+/// `call` is entered in the order of arrival, and its future is polled once before the next call of that connection is
+/// looked at; what it does up to its first wait is therefore ordered, and must be short. It must not wait for a later
+/// call of the same connection. It runs to its end even if the connection breaks.
+pub trait Service: Send + Sync + 'static {
+    fn call<'a>(&'a self, from: &'a Remote, method: u16, body: Bytes) -> Answer<'a>;
+}
+
+/// A service's refusal; at most 1 KiB of it reaches the caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// It certainly never reached the other side's service.
+    #[error("not sent: {0}")]
+    NotSent(String),
+    /// The link broke or time ran out after it was sent: it may have been served.
+    #[error("lost: {0}")]
+    Lost(String),
+    /// The service, or the absence of one, said no; what that means is between caller and service.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// Who this node is to its peers.
+#[derive(Clone)]
+pub struct PeerSettings {
+    pub node_id: u128,
+    pub name: String,
+    pub incarnation: u64,
+    /// `None` until the node belongs to a cluster; see [`Peers::set_cluster`].
+    pub cluster: Option<u128>,
+    /// The port its listener is bound to.
+    pub listen_port: u16,
+    /// `host:port` for others to dial, where that is not what they see it under.
+    pub advertise: Option<String>,
+    pub secrets: Secrets,
+    /// Largest body of a call or an answer, in bytes; calls that are larger are not sent.
+    pub body_bytes_max: u32,
+}
+
+impl PeerSettings {
+    /// What the configuration says of it, for a node that belongs to no cluster yet.
+    pub fn of(config: &Config, node_id: u128, incarnation: u64, listen_port: u16) -> PeerSettings {
+        let body = config.batch_body_max_bytes.saturating_mul(2) + BODY_SLACK_BYTES;
+        PeerSettings {
+            node_id,
+            name: config.node_name.clone(),
+            incarnation,
+            cluster: None,
+            listen_port,
+            advertise: config.advertise_addr.clone(),
+            secrets: Secrets::new(&config.cluster_secrets, &config.api_keys),
+            body_bytes_max: u32::try_from(body).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

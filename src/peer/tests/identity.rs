@@ -1,0 +1,3 @@
+//! Who is let in, and who finds whom.
+
+use super::*;
