@@ -9,7 +9,7 @@
 //! ```text
 //! main, cli
 //! server
-//! api
+//! api, cluster
 //! shards
 //! raft
 //! store
@@ -21,6 +21,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod conversation;
 pub mod journal;

@@ -1,0 +1,109 @@
+//! What is refused and what is not, one change at a time; and what founding and growth come to.
+
+use super::super::change::Refusal;
+use super::super::plan::{MOVES_MAX, plan};
+use super::super::state::*;
+use super::*;
+
+fn spread(counts: impl IntoIterator<Item = usize>) -> usize {
+    let counts: Vec<usize> = counts.into_iter().collect();
+    counts.iter().max().unwrap() - counts.iter().min().unwrap()
+}
+
+fn dead(state: &ClusterState, node: u128) -> Observed {
+    let mut seen = all_well(state);
+    seen.nodes.insert(NodeId(node), Liveness::Dead);
+    seen
+}
+
+#[test]
+fn a_founded_cluster_is_balanced_and_has_nothing_to_do() {
+    for nodes in 1..=20 {
+        let state = found(nodes);
+        let conversations = &state.groups[..usize::from(META_GROUP)];
+        let ids: Vec<NodeId> = state.active().collect();
+        let load = |node| conversations.iter().filter(|group| group.on(node).is_some()).count();
+        let leads =
+            |node| conversations.iter().filter(|group| group.preferred().unwrap().node == node).count();
+        assert!(spread(ids.iter().map(|node| load(*node))) <= 1, "{nodes} nodes");
+        assert!(spread(ids.iter().map(|node| leads(*node))) <= 1, "{nodes} nodes");
+        assert_eq!(state.groups[256].replicas.len(), nodes as usize);
+        assert_eq!(plan(&state, &all_well(&state)), None, "{nodes} nodes");
+    }
+}
+
+#[test]
+fn growth_moves_a_fair_share_and_no_more() {
+    let mut state = found(3);
+    state.admit(NodeId(4), record("d"), false, &all_well(&state)).unwrap();
+    let mut moved = 0;
+    while let Some(next) = plan(&state, &all_well(&state)) {
+        let new = |group: usize| next.groups[group].next_replica > state.groups[group].next_replica;
+        let started = (0..256).filter(|group| new(*group)).count();
+        assert!(started <= MOVES_MAX);
+        moved += started;
+        state = next;
+    }
+    assert_eq!(moved, 256 * 3 / 4);
+    assert_eq!(state.groups[256].learners().into_values().collect::<Vec<_>>(), [NodeId(4)]);
+}
+
+#[test]
+fn a_name_has_one_holder() {
+    let state = found(3);
+    let admit = |node, name, replace, seen: &Observed| {
+        let mut state = state.clone();
+        state.admit(NodeId(node), record(name), replace, seen).map(|changed| (changed, state))
+    };
+    let well = all_well(&state);
+    assert_eq!(admit(9, "b", true, &well).unwrap_err(), Refusal::NameTaken("b".to_owned()));
+    assert_eq!(admit(9, "b", false, &dead(&state, 2)).unwrap_err(), Refusal::NameKnown("b".to_owned()));
+    assert_eq!(admit(1, "b", false, &dead(&state, 2)).unwrap_err(), Refusal::NameTaken("b".to_owned()));
+    assert!(!admit(1, "a", false, &well).unwrap().0, "nothing changed");
+    let (changed, replaced) = admit(9, "b", true, &dead(&state, 2)).unwrap();
+    assert!(changed && replaced.is(NodeId(2), NodeState::Removed) && replaced.named("b") == Some(NodeId(9)));
+    let again = replaced.clone().admit(NodeId(2), record("b"), true, &well);
+    assert_eq!(again.unwrap_err(), Refusal::WasRemoved("b".to_owned()));
+
+    let mut moved = state.clone();
+    let elsewhere = NodeRecord { address: "10.0.0.9:4000".to_owned(), ..record("b") };
+    moved.drain("b").unwrap();
+    assert!(moved.admit(NodeId(2), elsewhere.clone(), false, &well).unwrap());
+    assert_eq!(moved.nodes[&NodeId(2)].address, elsewhere.address);
+    assert!(moved.is(NodeId(2), NodeState::Draining), "a new address undrains nothing");
+}
+
+#[test]
+fn nobody_is_removed_who_is_needed() {
+    let mut state = found(3);
+    let well = all_well(&state);
+    assert_eq!(state.remove("x", &well).unwrap_err(), Refusal::Unknown("x".to_owned()));
+    assert_eq!(state.remove("a", &well).unwrap_err(), Refusal::NotDrained("a".to_owned()));
+
+    let mut seen = dead(&state, 1);
+    seen.groups.remove(&7);
+    assert_eq!(state.remove("a", &seen).unwrap_err(), Refusal::NoLeader(7));
+    let mut seen = dead(&state, 1);
+    seen.nodes.insert(NodeId(2), Liveness::Silent);
+    assert_eq!(state.remove("a", &seen).unwrap_err(), Refusal::Majority { name: "a".to_owned(), group: 0 });
+    state.remove("a", &dead(&state, 1)).unwrap();
+    assert!(state.is(NodeId(1), NodeState::Removed));
+
+    // Of two voters neither can be spared, and the last one has nowhere to go.
+    let mut two = found(2);
+    assert!(matches!(two.remove("a", &dead(&two, 1)), Err(Refusal::Majority { .. })));
+    two.drain("a").unwrap();
+    assert_eq!(two.drain("b").unwrap_err(), Refusal::LastActive("b".to_owned()));
+    assert!(two.undrain("a").unwrap() && !two.undrain("a").unwrap());
+}
+
+#[test]
+fn a_full_cluster_is_full() {
+    let nodes: u128 = super::super::change::NODES_MAX as u128;
+    let mut state = found(1);
+    for node in 2..=nodes {
+        state.admit(NodeId(node), record(&format!("node-{node}")), false, &Observed::default()).unwrap();
+    }
+    let late = state.admit(NodeId(nodes + 1), record("late"), false, &Observed::default());
+    assert_eq!(late.unwrap_err(), Refusal::Full);
+}

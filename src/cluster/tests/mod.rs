@@ -1,0 +1,86 @@
+//! Tests of the cluster's pure parts: golden bytes, single changes, and two simulations in which a seed is a
+//! whole story. `FASTPACA_SEED=7 cargo test --lib cluster:: -- --nocapture` replays one and prints it.
+
+mod changes;
+mod founding_sim;
+mod golden;
+mod plan_sim;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::plan::{Liveness, Membership, Observed};
+use super::state::{ClusterId, ClusterState, NodeId, NodeRecord, NodeState};
+
+/// SplitMix64: small, and the same everywhere.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+}
+
+/// Runs a story for each seed, or for the one that is asked for; the story answers its trace.
+fn for_seeds(count: u64, story: impl Fn(u64) -> String) {
+    if let Ok(seed) = std::env::var("FASTPACA_SEED") {
+        println!("{}", story(seed.parse().expect("FASTPACA_SEED is a number")));
+        return;
+    }
+    for seed in 0..count {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| story(seed))) {
+            eprintln!("this failed with FASTPACA_SEED={seed}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+fn record(name: &str) -> NodeRecord {
+    NodeRecord {
+        name: name.to_owned(),
+        address: format!("{name}.example:4000"),
+        state: NodeState::Active,
+        incarnation: Some(1),
+        protocol: (1, 1),
+        joined_ms: 1_800_000_000_000,
+    }
+}
+
+/// Nodes 1, 2, ... called a, b, ...
+fn records(count: u128) -> BTreeMap<NodeId, NodeRecord> {
+    let name = |node: u128| char::from(b'a' + (node as u8 - 1)).to_string();
+    (1..=count).map(|node| (NodeId(node), record(&name(node)))).collect()
+}
+
+fn found(count: u128) -> ClusterState {
+    ClusterState::found(ClusterId(0xc1), records(count))
+}
+
+/// Everything is as the document says, and everyone is up.
+fn all_well(state: &ClusterState) -> Observed {
+    let groups = (0u16..).zip(&state.groups).map(|(number, group)| {
+        let (voters, learners) = (group.voters(), group.learners());
+        let caught_up = voters.keys().chain(learners.keys()).copied().collect();
+        (number, Membership { voters, learners, caught_up })
+    });
+    Observed {
+        nodes: state.nodes.keys().map(|node| (*node, Liveness::Up)).collect(),
+        groups: groups.collect(),
+    }
+}
