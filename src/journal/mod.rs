@@ -74,6 +74,14 @@ struct Inner {
     removing: Mutex<()>,
 }
 
+/// The bytes of (a part of) a payload straight from its file, for visitors: during recovery there is no handle yet.
+/// Does not verify.
+pub fn read_payload(disk: &dyn Disk, at: Position, len: u32) -> io::Result<Bytes> {
+    let mut buffer = vec![0; len as usize];
+    disk.open(&format::segment_file(at.segment))?.read_at(&mut buffer, u64::from(at.offset))?;
+    Ok(buffer.into())
+}
+
 /// What the journal holds at a moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stats {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::types::{Host, LeaderId, LogId, Membership, ReplicaId, StoredMembership, Vote};
 
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
 
 /// Bytes before the body of an entry frame.
 pub(crate) const ENTRY_HEADER_BYTES: usize = 2 + LOG_ID_BYTES;
@@ -45,14 +45,7 @@ pub(crate) fn entry_header(log_id: &LogId, kind: EntryKind) -> [u8; ENTRY_HEADER
 /// Splits an entry frame into log id, kind and body.
 pub(crate) fn decode_entry(frame: &Bytes) -> Result<(LogId, EntryKind, Bytes), RecordError> {
     let mut reader = Reader::new("entry", frame);
-    reader.version()?;
-    let kind = match reader.u8()? {
-        0 => EntryKind::Blank,
-        1 => EntryKind::Command,
-        2 => EntryKind::Membership,
-        _ => return Err(reader.error("unknown kind")),
-    };
-    let log_id = reader.log_id()?;
+    let (log_id, kind) = reader.entry_header()?;
     Ok((log_id, kind, frame.slice(ENTRY_HEADER_BYTES..)))
 }
 
@@ -118,6 +111,33 @@ pub(crate) fn decode_stored_membership(bytes: &[u8]) -> Result<StoredMembership,
     reader.version()?;
     let log_id = reader.option_log_id()?;
     Ok(StoredMembership::new(log_id, reader.membership()?))
+}
+
+/// The payload of an install-begin frame. An empty one means the defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ImportBegin {
+    /// The blocks are what changed after this log index; the whole state, if `None`.
+    pub(crate) base: Option<u64>,
+    /// So many import frames since the last install-begin stay valid: an interrupted transfer goes on.
+    pub(crate) kept: u32,
+}
+
+impl ImportBegin {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        put_option_u64(&mut out, self.base);
+        out.extend_from_slice(&self.kept.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(frame: &[u8]) -> Result<Self, RecordError> {
+        if frame.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut reader = Reader::new("install begin", frame);
+        reader.version()?;
+        Ok(Self { base: reader.option_u64()?, kept: reader.u32()? })
+    }
 }
 
 /// What a checkpoint says of one group; everything that must not live only before it.
@@ -193,14 +213,21 @@ fn log_id_bytes(log_id: &LogId) -> [u8; LOG_ID_BYTES] {
     out
 }
 
-fn put_option_log_id(out: &mut Vec<u8>, log_id: Option<&LogId>) {
+pub(super) fn put_option_log_id(out: &mut Vec<u8>, log_id: Option<&LogId>) {
     out.push(u8::from(log_id.is_some()));
     if let Some(log_id) = log_id {
         out.extend_from_slice(&log_id_bytes(log_id));
     }
 }
 
-fn put_vote(out: &mut Vec<u8>, vote: &Vote) {
+pub(super) fn put_option_u64(out: &mut Vec<u8>, number: Option<u64>) {
+    out.push(u8::from(number.is_some()));
+    if let Some(number) = number {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+pub(super) fn put_vote(out: &mut Vec<u8>, vote: &Vote) {
     out.extend_from_slice(&vote.leader_id.term.to_le_bytes());
     out.extend_from_slice(&vote.leader_id.node_id.to_le_bytes());
     out.push(u8::from(vote.committed));
@@ -224,66 +251,91 @@ fn put_membership(out: &mut Vec<u8>, membership: &Membership) {
 }
 
 /// Reads fields off the front of a byte string, never past its end.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     what: &'static str,
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn new(what: &'static str, bytes: &'a [u8]) -> Self {
+    pub(super) fn new(what: &'static str, bytes: &'a [u8]) -> Self {
         Self { what, rest: bytes }
     }
 
-    fn error(&self, reason: &'static str) -> RecordError {
+    pub(super) fn error(&self, reason: &'static str) -> RecordError {
         RecordError { what: self.what, reason }
     }
 
-    fn take(&mut self, n: usize) -> Result<&'a [u8], RecordError> {
+    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], RecordError> {
         let (head, rest) = self.rest.split_at_checked(n).ok_or(self.error("too short"))?;
         self.rest = rest;
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
         Ok(self.take(N)?.try_into().expect("take returns N bytes"))
     }
 
-    fn version(&mut self) -> Result<(), RecordError> {
+    pub(super) fn version(&mut self) -> Result<(), RecordError> {
         if self.u8()? == VERSION { Ok(()) } else { Err(self.error("unknown version")) }
     }
 
-    fn u8(&mut self) -> Result<u8, RecordError> {
+    pub(super) fn u8(&mut self) -> Result<u8, RecordError> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u16(&mut self) -> Result<u16, RecordError> {
+    pub(super) fn u16(&mut self) -> Result<u16, RecordError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    fn u64(&mut self) -> Result<u64, RecordError> {
+    pub(super) fn u64(&mut self) -> Result<u64, RecordError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn log_id(&mut self) -> Result<LogId, RecordError> {
+    pub(super) fn log_id(&mut self) -> Result<LogId, RecordError> {
         let leader_id = LeaderId { term: self.u64()?, node_id: self.u64()? };
         Ok(LogId { leader_id, index: self.u64()? })
     }
 
-    fn option_log_id(&mut self) -> Result<Option<LogId>, RecordError> {
+    pub(super) fn option_log_id(&mut self) -> Result<Option<LogId>, RecordError> {
         if self.u8()? == 0 { Ok(None) } else { self.log_id().map(Some) }
     }
 
-    fn vote(&mut self) -> Result<Vote, RecordError> {
+    pub(super) fn vote(&mut self) -> Result<Vote, RecordError> {
         let leader_id = LeaderId { term: self.u64()?, node_id: self.u64()? };
         Ok(Vote { leader_id, committed: self.u8()? != 0 })
     }
 
-    fn count(&mut self) -> Result<usize, RecordError> {
+    pub(super) fn u32(&mut self) -> Result<u32, RecordError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    /// What has not been read.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The header of an entry: [`entry_header`].
+    pub(super) fn entry_header(&mut self) -> Result<(LogId, EntryKind), RecordError> {
+        self.version()?;
+        let kind = match self.u8()? {
+            0 => EntryKind::Blank,
+            1 => EntryKind::Command,
+            2 => EntryKind::Membership,
+            _ => return Err(self.error("unknown kind")),
+        };
+        Ok((self.log_id()?, kind))
+    }
+
+    pub(super) fn option_u64(&mut self) -> Result<Option<u64>, RecordError> {
+        if self.u8()? == 0 { Ok(None) } else { self.u64().map(Some) }
+    }
+
+    pub(super) fn count(&mut self) -> Result<usize, RecordError> {
         let n = usize::from(self.u16()?);
         if n > MAX_MEMBERS { Err(self.error("too many members")) } else { Ok(n) }
     }
 
-    fn membership(&mut self) -> Result<Membership, RecordError> {
+    pub(super) fn membership(&mut self) -> Result<Membership, RecordError> {
         let mut configs = Vec::new();
         for _ in 0..self.count()? {
             let ids = (0..self.count()?).map(|_| self.u64()).collect::<Result<BTreeSet<_>, _>>()?;
@@ -326,6 +378,7 @@ mod tests {
         assert_eq!(hex(&encode_log_id(None)), "0100");
         let vote = Vote { leader_id: id.leader_id, committed: true };
         assert_eq!(hex(&encode_vote(&vote)), "010100000000000000020000000000000001");
+        assert_eq!(hex(&ImportBegin { base: Some(5), kept: 6 }.encode()), "0101050000000000000006000000");
     }
 
     #[test]
@@ -350,6 +403,10 @@ mod tests {
             }],
         };
         assert_eq!(Checkpoint::decode(&checkpoint.encode()).unwrap(), checkpoint);
+        for begin in [ImportBegin::default(), ImportBegin { base: Some(0), kept: u32::MAX }] {
+            assert_eq!(ImportBegin::decode(&begin.encode()).unwrap(), begin);
+        }
+        assert_eq!(ImportBegin::decode(&[]).unwrap(), ImportBegin::default());
     }
 
     proptest! {
@@ -361,6 +418,7 @@ mod tests {
             let _ = decode_membership(&bytes);
             let _ = decode_stored_membership(&bytes);
             let _ = Checkpoint::decode(&bytes);
+            let _ = ImportBegin::decode(&bytes);
         }
     }
 

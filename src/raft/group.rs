@@ -11,7 +11,7 @@ use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 
 use super::liveness::Liveness;
 use super::log_store::LogStore;
-use super::network::NetworkFactory;
+use super::network::Network;
 use super::node::StartError;
 use super::read_barrier::{ReadBarrier, ReadFailure};
 use super::state_machine::StateMachine;
@@ -63,7 +63,7 @@ impl Group {
         store: Arc<GroupStore>,
         log: LogStore,
         config: &Arc<Config>,
-        network: NetworkFactory,
+        network: Network,
         node_id: u128,
         liveness: Arc<Liveness>,
         failure: &Failure,
@@ -72,7 +72,7 @@ impl Group {
         let failed = |reason: String| StartError::Raft { group, reason };
         let replica = log.with(|log| log.replica);
         let machine = StateMachine::new(store.clone(), log.clone(), failure.clone());
-        let raft = Raft::new(replica, config.clone(), network, log.clone(), machine)
+        let raft = Raft::new(replica, config.clone(), network.of(group), log.clone(), machine)
             .await
             .map_err(|e| failed(e.to_string()))?;
         let group = Self { raft, store, log, replica, node_id, liveness, reads: Arc::default() };

@@ -16,13 +16,16 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 
-use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind};
+use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, ImportBegin};
+use super::rpc::ENTRY_OVERHEAD_BYTES;
 use super::types::{Entry, Host, LogId, Membership, Proposal, ReplicaId, TypeConfig, Vote};
 use crate::journal::{Class, Completion, Draft, FrameKind, Journal, Position};
 
 /// Entries that openraft hands over together are cut into appends of about this many bytes, since one append must
 /// fit into a segment.
 const APPEND_BYTES_MAX: usize = 4 << 20;
+/// Entries sent to a follower in one request take about this many bytes at most, unless a single one is larger.
+const REPLICATE_BYTES_MAX: usize = 1 << 20;
 
 /// The log of one group. Clones share it: openraft's writer, its readers and the state machine.
 #[derive(Clone)]
@@ -42,10 +45,10 @@ pub(crate) struct GroupLog {
     pub(crate) purged: Option<LogId>,
     /// Entries after `purged`, contiguous.
     entries: VecDeque<Slot>,
-    /// The install-begin frame of a snapshot that the index does not durably hold yet.
+    /// Where the frames of a snapshot begin that is on its way.
     import_from: Option<Position>,
-    /// The index holds that snapshot, though maybe not durably.
-    imported: bool,
+    /// Where those of an installed snapshot begin that the index does not durably hold yet.
+    installed_from: Option<Position>,
 }
 
 #[derive(Debug, Clone)]
@@ -87,7 +90,7 @@ impl GroupLog {
     /// Where recovery must begin to see every retained entry and an unfinished snapshot.
     pub(crate) fn first_retained(&self) -> Option<Position> {
         let entry = self.entries.front().map(|slot| slot.frame);
-        entry.into_iter().chain(self.import_from).min()
+        entry.into_iter().chain(self.import_from).chain(self.installed_from).min()
     }
 
     /// The last entry up to index `upto` whose frame lies before `cutoff`.
@@ -179,6 +182,13 @@ impl Slot {
         }
     }
 
+    fn command_bytes(&self) -> usize {
+        match &self.body {
+            SlotBody::Command { len, .. } => *len as usize,
+            _ => 0,
+        }
+    }
+
     fn command_at(&self) -> Position {
         Position { segment: self.frame.segment, offset: self.frame.offset + ENTRY_HEADER_BYTES as u32 }
     }
@@ -221,41 +231,60 @@ impl LogStore {
         Ok(())
     }
 
-    /// Opens a snapshot's frames in the journal. Recovery sees them all until [`LogStore::import_durable`].
-    pub(crate) async fn begin_import(&self) -> io::Result<()> {
-        let at = self.write(FrameKind::ImportBegin, &[], None).await?;
-        let mut state = self.state.lock();
-        state.import_from = Some(at);
-        state.imported = false;
-        Ok(())
+    /// Opens a snapshot's frames in the journal, or goes on with those that an interrupted transfer left. Recovery sees
+    /// them all until [`LogStore::import_durable`].
+    /// Returns from where recovery sees them.
+    pub(crate) async fn begin_import(&self, begin: &ImportBegin) -> io::Result<Position> {
+        let from = {
+            // Before the frame is written: a checkpoint in between must not begin behind it.
+            let mut state = self.state.lock();
+            let kept = state.import_from.filter(|_| begin.kept > 0);
+            *state.import_from.insert(kept.unwrap_or(self.journal.end()))
+        };
+        self.write(FrameKind::ImportBegin, &begin.encode(), None).await?;
+        Ok(from)
     }
 
-    /// Appends one block of a snapshot.
-    pub(crate) async fn write_import(&self, block: &[u8]) -> io::Result<Position> {
-        self.write(FrameKind::Import, block, None).await
+    /// Appends blocks of a snapshot; together they are no larger than what may be appended at once.
+    pub(crate) async fn write_import(&self, blocks: &[Bytes]) -> io::Result<Vec<Position>> {
+        let parts: Vec<[&[u8]; 1]> = blocks.iter().map(|block| [&block[..]]).collect();
+        let drafts: Vec<Draft<'_>> = parts
+            .iter()
+            .map(|payload| Draft { kind: FrameKind::Import, group: self.group, payload })
+            .collect();
+        self.journal.append(Class::Essential, &drafts, None).await.map_err(io::Error::other)
+    }
+
+    /// The snapshot whose frames begin there will not be installed.
+    pub(crate) fn abandon_import(&self, from: Position) {
+        let mut state = self.state.lock();
+        state.import_from = state.import_from.filter(|at| *at != from);
     }
 
     /// The index holds the snapshot.
     pub(crate) fn end_import(&self) {
-        self.state.lock().imported = true;
+        let mut state = self.state.lock();
+        let from = state.import_from.take();
+        state.installed_from = state.installed_from.or(from);
     }
 
     /// Whether an installed snapshot waits for the index to become durable.
     pub(crate) fn is_imported(&self) -> bool {
-        let state = self.state.lock();
-        state.imported && state.import_from.is_some()
+        self.state.lock().installed_from.is_some()
     }
 
     /// The index durably holds the installed snapshot.
     pub(crate) fn import_durable(&self) {
-        let mut state = self.state.lock();
-        if state.imported {
-            state.import_from = None;
-        }
+        self.state.lock().installed_from = None;
     }
 
     /// Writes one frame; `done` as in [`Journal::append`].
-    async fn write(&self, kind: FrameKind, payload: &[u8], done: Option<Completion>) -> io::Result<Position> {
+    pub(crate) async fn write(
+        &self,
+        kind: FrameKind,
+        payload: &[u8],
+        done: Option<Completion>,
+    ) -> io::Result<Position> {
         let draft = Draft { kind, group: self.group, payload: &[payload] };
         let positions =
             self.journal.append(Class::Essential, &[draft], done).await.map_err(io::Error::other)?;
@@ -327,6 +356,18 @@ impl RaftLogReader<TypeConfig> for LogStore {
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
         Ok(self.state.lock().vote)
+    }
+
+    /// Bounded in bytes, for replication; at least one entry.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let mut bytes = 0;
+        let slots = self.state.lock().range(start, end).into_iter().cloned().collect::<Vec<_>>();
+        let mut fits = |slot: &Slot| {
+            bytes += ENTRY_OVERHEAD_BYTES + slot.command_bytes();
+            bytes <= REPLICATE_BYTES_MAX
+        };
+        let n = slots.iter().take_while(|slot| fits(slot)).count().max(1).min(slots.len());
+        self.load(slots[..n].to_vec())
     }
 }
 

@@ -1,71 +1,259 @@
-//! The network of a node that has no peers yet: every call fails as unreachable.
+//! Raft's calls to the other replicas, over whatever carries calls between nodes.
+//!
+//! A call that fails grants nothing. What certainly was not served counts as unreachable, so that openraft backs off;
+//! what may have been served is an error of the network, which it retries at once a few times.
 
 use std::future::Future;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+use super::codec::RecordError;
+use super::rpc::{self, Address, method};
+use super::send::{self, Pace, SEND_BYTES_PER_SECOND};
 use super::snapshot::{GroupSnapshot, Snapshot};
 use super::types::{Host, ReplicaId, TypeConfig, Vote};
+use crate::peer::{CallError, Lane, Peers};
 
-/// What groups are started with.
-pub(crate) type NetworkFactory = NoPeers;
+/// Append requests of one group that may be under way to one replica.
+const APPENDS_IN_FLIGHT: usize = 8;
+/// How long a replica may take to put entries on its disk before the link is taken for broken.
+const APPEND_LIMIT: Duration = Duration::from_secs(5);
+/// First and longest wait after a replica could not be reached.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// See the module.
+/// What carries calls to other nodes.
+pub trait Transport: Send + Sync + 'static {
+    /// Calls `method` of the node `to` and waits for the answer for at most `limit`. Calls on one lane reach the
+    /// other side in the order in which their futures are first polled.
+    fn call(
+        &self,
+        to: u128,
+        lane: Lane,
+        method: u16,
+        body: Vec<Bytes>,
+        limit: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+}
+
+/// The transport of a node that has no peers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoPeers;
 
-impl RaftNetworkFactory<TypeConfig> for NoPeers {
-    type Network = Self;
-
-    async fn new_client(&mut self, _target: ReplicaId, _node: &Host) -> Self {
-        Self
+impl Transport for NoPeers {
+    fn call(
+        &self,
+        _to: u128,
+        _lane: Lane,
+        _method: u16,
+        _body: Vec<Bytes>,
+        _limit: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        Box::pin(async { Err(CallError::NotSent("this node has no peers".into())) })
     }
 }
 
-fn unreachable<E: From<Unreachable<TypeConfig>>>() -> E {
-    Unreachable::from_string("this node has no peers").into()
+impl Transport for Peers {
+    fn call(
+        &self,
+        to: u128,
+        lane: Lane,
+        method: u16,
+        body: Vec<Bytes>,
+        limit: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        Box::pin(async move { Peers::call(self, to, lane, method, &body, limit).await })
+    }
 }
 
-impl RaftNetworkV2<TypeConfig> for NoPeers {
+/// The node's way to other nodes. All its groups share what may be sent of snapshots.
+#[derive(Clone)]
+pub(crate) struct Network {
+    transport: Arc<dyn Transport>,
+    pace: Arc<Pace>,
+}
+
+impl Network {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
+        Self { transport, pace: Arc::new(Pace::new(SEND_BYTES_PER_SECOND)) }
+    }
+
+    /// The way of one group.
+    pub(crate) fn of(&self, group: u16) -> NetworkFactory {
+        NetworkFactory { group, network: self.clone() }
+    }
+}
+
+/// Makes the clients of one group.
+#[derive(Clone)]
+pub(crate) struct NetworkFactory {
+    group: u16,
+    network: Network,
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: ReplicaId, host: &Host) -> Client {
+        Client {
+            network: self.network.clone(),
+            node: host.node_id,
+            to: Address { group: self.group, replica: target },
+        }
+    }
+}
+
+/// The way from one group here to one of its replicas elsewhere.
+pub(crate) struct Client {
+    network: Network,
+    node: u128,
+    pub(super) to: Address,
+}
+
+impl Client {
+    pub(super) fn pace(&self) -> &Pace {
+        &self.network.pace
+    }
+
+    pub(super) async fn call(
+        &self,
+        lane: Lane,
+        method: u16,
+        body: Vec<Bytes>,
+        limit: Duration,
+    ) -> Result<Bytes, RPCError<TypeConfig>> {
+        self.network.transport.call(self.node, lane, method, body, limit).await.map_err(failed)
+    }
+
+    async fn append(
+        &self,
+        rpc: &AppendEntriesRequest<TypeConfig>,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let body = rpc::encode_append(self.to, rpc);
+        let answer = self.call(Lane::Log, method::APPEND, body, APPEND_LIMIT).await?;
+        rpc::decode_append_answer(&answer).map_err(undecodable)
+    }
+
+    /// The answer to one request of a stream, and whether the stream goes on behind it.
+    async fn append_of_stream(&self, rpc: AppendEntriesRequest<TypeConfig>) -> Streamed {
+        let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
+        let answer = match self.append(&rpc).await {
+            Ok(AppendEntriesResponse::Conflict) if rpc.prev_log_id.is_none() => Err(RPCError::Network(
+                NetworkError::from_string("a conflict without a log id to conflict with"),
+            )),
+            Ok(answer) => Ok(answer.into_stream_result(rpc.prev_log_id, last)),
+            Err(error) => Err(error),
+        };
+        match &answer {
+            Ok(Ok(upto)) if *upto == last => (answer, ControlFlow::Continue(())),
+            _ => (answer, ControlFlow::Break(())),
+        }
+    }
+}
+
+type StreamItem = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+type Streamed = (StreamItem, ControlFlow<()>);
+
+fn failed(error: CallError) -> RPCError<TypeConfig> {
+    match error {
+        CallError::NotSent(_) | CallError::Refused(_) => Unreachable::from_string(error).into(),
+        CallError::Lost(_) => NetworkError::from_string(error).into(),
+    }
+}
+
+pub(super) fn undecodable(error: RecordError) -> RPCError<TypeConfig> {
+    Unreachable::new(&error).into()
+}
+
+impl RaftNetworkV2<TypeConfig> for Client {
     type SnapshotData = GroupSnapshot;
 
     async fn append_entries(
         &mut self,
-        _rpc: AppendEntriesRequest<TypeConfig>,
+        rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(unreachable())
+        self.append(&rpc).await
+    }
+
+    /// Several requests are under way at a time; answers come in the order of the requests, and the first that is
+    /// not a full success ends the stream.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, StreamItem>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let client = &*self;
+        let answers = input.map(move |rpc| client.append_of_stream(rpc)).buffered(APPENDS_IN_FLIGHT).boxed();
+        let until_broken = stream::unfold(Some(answers), |answers| async {
+            let mut answers = answers?;
+            let (answer, flow) = answers.next().await?;
+            Some((answer, flow.is_continue().then_some(answers)))
+        });
+        Box::pin(async move { Ok(until_broken.boxed()) })
     }
 
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
-        _option: RPCOption,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(unreachable())
+        let body = vec![rpc::encode_vote(self.to, &rpc)];
+        let answer = self.call(Lane::Control, method::VOTE, body, option.soft_ttl()).await?;
+        rpc::decode_vote_answer(&answer).map_err(undecodable)
     }
 
-    /// An error, not the default grant: a node that cannot ask has not been granted anything.
     async fn pre_vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
-        _option: RPCOption,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(unreachable())
+        let body = vec![rpc::encode_vote(self.to, &rpc)];
+        let answer = self.call(Lane::Control, method::PRE_VOTE, body, option.soft_ttl()).await?;
+        rpc::decode_vote_answer(&answer).map_err(undecodable)
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(unreachable())
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            sent = send::snapshot(self, vote, snapshot) => Ok(sent?),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let body = vec![rpc::encode_transfer(self.to, &rpc)];
+        let answer = self.call(Lane::Control, method::TRANSFER_LEADER, body, option.soft_ttl()).await?;
+        rpc::decode_transfer_answer(&answer).map_err(undecodable)
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        let (first, longest) = BACKOFF;
+        let waits = std::iter::successors(Some(first), move |wait| Some((*wait * 2).min(longest)));
+        Some(Backoff::new(waits))
     }
 }

@@ -13,8 +13,9 @@ use super::elections::Elections;
 use super::group::{self, Group};
 use super::liveness::Liveness;
 use super::log_store::LogStore;
-use super::network::NetworkFactory;
+use super::network::{Network, Transport};
 use super::recovery::{self, RecoveryError, RecoverySettings};
+use super::service::{RaftService, Running};
 use super::slots::{Slot, Slots};
 use super::types::ReplicaId;
 use crate::journal::{AppendError, Class, Disk, Journal, Options};
@@ -67,7 +68,7 @@ pub struct Node {
     pub(crate) shared: Arc<Shared>,
     node_id: u128,
     slots: Arc<Slots>,
-    network: NetworkFactory,
+    network: Network,
     liveness: Arc<Liveness>,
     elections: Arc<Elections>,
     config: Arc<Config>,
@@ -83,7 +84,7 @@ impl Node {
     pub async fn start(
         settings: NodeSettings,
         disk: Arc<dyn Disk>,
-        network: NetworkFactory,
+        network: impl Transport,
         metrics: Metrics,
         failure: Failure,
     ) -> Result<Self, StartError> {
@@ -114,7 +115,7 @@ impl Node {
             node_id: settings.node_id,
             elections: Arc::new(Elections::new(slots.clone(), liveness.clone())),
             slots,
-            network,
+            network: Network::new(Arc::new(network)),
             liveness,
             config: group::config(),
             checkpointer: Arc::new(checkpointer),
@@ -178,6 +179,12 @@ impl Node {
             .await
             .map_err(|e| HostError::Journal { group, source: std::io::Error::other(e) })??;
         slot.log.adopt(0).await.map_err(|source| HostError::Journal { group, source })
+    }
+
+    /// What answers Raft's calls of other nodes, for [`RaftService::METHODS`].
+    pub fn raft_service(&self) -> Arc<RaftService> {
+        let running = Running { slots: self.slots.clone(), elections: self.elections.clone() };
+        Arc::new(RaftService::new(Arc::new(running)))
     }
 
     /// Whether there is disk space for appends.

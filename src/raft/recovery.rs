@@ -10,12 +10,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::{info, warn};
 
-use super::codec::{self, Checkpoint, GroupCheckpoint, RecordError};
+use super::codec::{self, Checkpoint, GroupCheckpoint, ImportBegin, RecordError};
 use super::log_store::GroupLog;
 use super::snapshot::{self, Installed};
 use super::state_machine::{applied, apply_entry, log_id};
 use super::types::{LogId, ReplicaId};
-use crate::journal::{Disk, Frame, FrameKind, Journal, OpenError, Options, Position, ScanFrom};
+use crate::journal::{self, Disk, Frame, FrameKind, Journal, OpenError, Options, Position, ScanFrom};
 use crate::metrics::Metrics;
 use crate::store::{Applied, CacheSizes, GroupStore, IndexError, Shared, SledIndex, StoreError};
 
@@ -146,14 +146,14 @@ fn attempt(
     let stores = (0..settings.groups)
         .map(|group| GroupStore::open(group, shared.clone()).map(Arc::new))
         .collect::<Result<Vec<_>, StoreError>>()?;
-    let mut replay = Replay::new(settings, stores, matches!(from, ScanFrom::Beginning));
+    let mut replay = Replay::new(settings, disk.clone(), stores, matches!(from, ScanFrom::Beginning));
     let opened = Journal::open(options.clone(), disk.clone(), from, &mut |frame| Ok(replay.frame(frame)?));
     let (journal, _) = opened.map_err(|error| match rebuild_reason(&error) {
         Some(why) => AttemptError::Rebuild(why),
         None => AttemptError::Fatal(error.into()),
     })?;
     shared.attach(journal.clone());
-    let (stores, logs) = replay.finish(&journal)?;
+    let (stores, logs) = replay.finish()?;
     Ok(Recovered { journal, shared, stores, logs, rebuilt: None })
 }
 
@@ -166,16 +166,16 @@ fn rebuild_reason(error: &OpenError) -> Option<String> {
     }
 }
 
-/// A snapshot in the journal.
+/// A snapshot in the journal that is not committed yet.
 #[derive(Debug, Clone, Default)]
 struct Import {
+    base: Option<u64>,
     frames: Vec<(Position, u32)>,
-    /// Set by the install-commit frame: the group's later entries wait until the snapshot is loaded.
-    committed: Option<(Applied, Bytes)>,
 }
 
 /// The fold over journal frames.
 struct Replay {
+    disk: Arc<dyn Disk>,
     boot_id: String,
     rebuilding: bool,
     stores: Vec<Arc<GroupStore>>,
@@ -192,6 +192,18 @@ struct Replay {
     bytes_since_flush: u64,
 }
 
+/// The group's import as of an install-begin frame.
+fn begin_import(import: &mut Option<Import>, begin: &ImportBegin) {
+    let kept = begin.kept as usize;
+    let mut frames = match import.take() {
+        // The beginning of what goes on here lies before the scan, so that the index has what came of it.
+        before if kept > 0 && before.as_ref().is_none_or(|before| before.frames.len() < kept) => return,
+        before => before.map_or(Vec::new(), |before| before.frames),
+    };
+    frames.truncate(kept);
+    *import = Some(Import { base: begin.base, frames });
+}
+
 fn lacks(group: u16, index: u64) -> ReplayError {
     ReplayError::Rebuild(format!(
         "group {group}: the index ends before log index {index}, which the scanned journal lacks"
@@ -199,8 +211,14 @@ fn lacks(group: u16, index: u64) -> ReplayError {
 }
 
 impl Replay {
-    fn new(settings: &RecoverySettings, stores: Vec<Arc<GroupStore>>, rebuilding: bool) -> Self {
+    fn new(
+        settings: &RecoverySettings,
+        disk: Arc<dyn Disk>,
+        stores: Vec<Arc<GroupStore>>,
+        rebuilding: bool,
+    ) -> Self {
         Self {
+            disk,
             boot_id: settings.boot_id.clone(),
             rebuilding,
             logs: vec![GroupLog::default(); stores.len()],
@@ -240,7 +258,10 @@ impl Replay {
                 self.commit(group, committed)?;
             }
             FrameKind::Replica => self.adopt(group, codec::decode_replica(&frame.payload).map_err(bad)?)?,
-            FrameKind::ImportBegin => self.imports[usize::from(group)] = Some(Import::default()),
+            FrameKind::ImportBegin => {
+                let begin = ImportBegin::decode(&frame.payload).map_err(bad)?;
+                begin_import(&mut self.imports[usize::from(group)], &begin);
+            }
             FrameKind::Import => {
                 if let Some(import) = &mut self.imports[usize::from(group)] {
                     import.frames.push((frame.position, frame.payload.len() as u32));
@@ -248,12 +269,7 @@ impl Replay {
             }
             FrameKind::ImportCommit => {
                 let (at, membership) = snapshot::decode_commit(&frame.payload).map_err(bad)?;
-                let lacking =
-                    self.stores[usize::from(group)].applied().0.is_none_or(|here| here.index < at.index);
-                match &mut self.imports[usize::from(group)] {
-                    Some(import) if lacking => import.committed = Some((at, membership)),
-                    import => *import = None,
-                }
+                self.install(group, at, membership)?;
             }
             _ => {}
         }
@@ -274,13 +290,32 @@ impl Replay {
         Ok(())
     }
 
+    /// Loads a committed snapshot unless the index has it.
+    fn install(&mut self, group: u16, at: Applied, membership: Bytes) -> Result<(), ReplayError> {
+        let store = &self.stores[usize::from(group)];
+        let here = store.applied().0.map(|here| here.index);
+        let import = self.imports[usize::from(group)].take();
+        let Some(Import { base, frames }) = import.filter(|_| here < Some(at.index)) else { return Ok(()) };
+        if self.older[usize::from(group)] {
+            // Another replica is to come, or a rebuild.
+            return Ok(());
+        }
+        if base > here {
+            return Err(lacks(group, here.map_or(0, |here| here + 1)));
+        }
+        let disk = self.disk.clone();
+        let installed = Installed { base, applied: at, membership, frames };
+        installed.load(store, &|at, len| journal::read_payload(&*disk, at, len))?;
+        // openraft would have purged up to the snapshot next.
+        self.logs[usize::from(group)].purge(log_id(at));
+        Ok(())
+    }
+
     /// Everything up to `committed` is final: applies what the index lacks.
     fn commit(&mut self, group: u16, committed: Option<LogId>) -> Result<(), ReplayError> {
         let log = &mut self.logs[usize::from(group)];
         log.committed = log.committed.max(committed);
-        let importing =
-            self.imports[usize::from(group)].as_ref().is_some_and(|import| import.committed.is_some());
-        if importing || self.older[usize::from(group)] {
+        if self.older[usize::from(group)] {
             return Ok(());
         }
         let store = &self.stores[usize::from(group)];
@@ -341,15 +376,7 @@ impl Replay {
     }
 
     /// Applies what is left and holds index and journal against each other.
-    fn finish(mut self, journal: &Journal) -> Result<(Vec<Arc<GroupStore>>, Vec<GroupLog>), AttemptError> {
-        for (group, import) in std::mem::take(&mut self.imports).into_iter().enumerate() {
-            if let Some(Import { frames, committed: Some((applied, membership)) }) = import {
-                Installed { applied, membership, frames }.load(&self.stores[group], journal)?;
-                // openraft would have purged up to the snapshot next.
-                self.logs[group].purge(log_id(applied));
-            }
-        }
-        self.imports = vec![None; self.stores.len()];
+    fn finish(mut self) -> Result<(Vec<Arc<GroupStore>>, Vec<GroupLog>), AttemptError> {
         if let Some(group) = self.older.iter().position(|older| *older) {
             let why = format!("group {group}: the index is older than its checkpoint");
             return Err(AttemptError::Rebuild(why));

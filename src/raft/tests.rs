@@ -14,7 +14,6 @@ use super::log_store::{GroupLog, LogStore};
 use super::network::NoPeers;
 use super::node::{Node, NodeSettings};
 use super::recovery::RecoverySettings;
-use super::snapshot::GroupSnapshot;
 use super::state_machine::StateMachine;
 use super::types::TypeConfig;
 use crate::conversation::{
@@ -27,9 +26,9 @@ use crate::store::{Batch, CacheSizes, Failure, GroupStore, Index, Shared, SledIn
 
 const GROUPS: u16 = 4;
 const REPLICA: u64 = 1;
-const CACHES: CacheSizes = CacheSizes { records: 1 << 20, messages: 1 << 20 };
+pub(super) const CACHES: CacheSizes = CacheSizes { records: 1 << 20, messages: 1 << 20 };
 
-fn journal_options() -> Options {
+pub(super) fn journal_options() -> Options {
     let mut options = Options::new(7);
     options.segment_bytes = 1 << 20;
     options.reserve_bytes = 0;
@@ -65,7 +64,7 @@ fn passes_the_storage_suite_of_openraft() {
 }
 
 /// Opens a journal's directory once its former holder, which may just be letting go, has.
-fn open_disk(dir: &Path) -> Arc<RealDisk> {
+pub(super) fn open_disk(dir: &Path) -> Arc<RealDisk> {
     loop {
         match RealDisk::open(&dir.join("journal")) {
             Err(OpenError::Locked(_)) => std::thread::yield_now(),
@@ -117,7 +116,7 @@ async fn gone(node: Node) {
     }
 }
 
-fn id(n: usize) -> ConversationId {
+pub(super) fn id(n: usize) -> ConversationId {
     ConversationId::parse(&format!("conversation-{n}")).unwrap()
 }
 
@@ -133,11 +132,11 @@ fn message(text: &str) -> NewMessage {
     }
 }
 
-fn put() -> Action {
+pub(super) fn put() -> Action {
     Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None }
 }
 
-fn append(texts: &[String], key: Option<u8>) -> Action {
+pub(super) fn append(texts: &[String], key: Option<u8>) -> Action {
     Action::Append {
         messages: texts.iter().map(|text| message(text)).collect(),
         idempotency: key.map(|key| Idempotency { key: [key; 16], body: [key; 16] }),
@@ -145,7 +144,7 @@ fn append(texts: &[String], key: Option<u8>) -> Action {
     }
 }
 
-fn compact(text: &str) -> Action {
+pub(super) fn compact(text: &str) -> Action {
     Action::Compact {
         range: crate::conversation::CompactRange { from: Some(1), to: Some(2) },
         replacement: vec![message(text)],
@@ -164,7 +163,7 @@ async fn write(node: &Node, n: usize, action: Action) -> Reply {
 }
 
 /// Everything a client could see of a conversation, as text.
-fn dump(store: &GroupStore, n: usize) -> String {
+pub(super) fn dump(store: &GroupStore, n: usize) -> String {
     let id = id(n);
     let seen = store.read(&id, |c, history| {
         let range = EventRange {
@@ -375,14 +374,14 @@ async fn a_lying_snapshot_is_refused() {
         blocks.push(block.encode());
         Ok(())
     };
-    let GroupSnapshot(store) = group_of(&source, 0).raft.get_snapshot().await.unwrap().unwrap().snapshot;
+    let store = group_of(&source, 0).store.clone();
     let mut collect = collect;
-    store.export(&mut collect).unwrap();
+    store.export(None, None, &mut collect).unwrap();
     blocks.remove(0);
     let place = crate::conversation::FrameLocation { segment: 0, offset: 0 };
     let mut damaged = blocks.into_iter().map(|block| Ok((place, block)));
     let (at, membership) = store.persisted_state();
-    let refused = group_of(&target, 0).store.install(at.unwrap(), membership, &mut damaged);
+    let refused = group_of(&target, 0).store.install(None, at.unwrap(), membership, &mut damaged);
     assert!(refused.is_err());
     source.shutdown().await;
     target.shutdown().await;

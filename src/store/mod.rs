@@ -6,6 +6,7 @@
 mod fresh;
 mod group;
 mod index;
+mod install;
 mod keys;
 mod meta;
 mod records;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::group::{Applied, GroupStore};
 pub use self::index::{Batch, Index, IndexError, Records, SledIndex};
-pub(crate) use self::transfer::Block;
+pub(crate) use self::transfer::{Block, Resume, completes};
 use crate::conversation::{ConversationId, EventRun, HistoryError, Location};
 use crate::journal::Journal;
 use crate::metrics::Metrics;

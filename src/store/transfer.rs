@@ -5,35 +5,42 @@
 //! their new locations in the order of [`Conversation::visit_locations`] and its like.
 //!
 //! Blocks are not a point-in-time view: a conversation may be newer than the snapshot says. Its `changed_index`
-//! tells apply which entries it already holds.
-
-use std::sync::atomic::Ordering;
+//! tells apply which entries it already holds. The same index tells which conversations a receiver lacks that has
+//! applied its log up to somewhere: only those travel. [`super::install`] takes them in.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::StoreError;
 use super::fresh::Outside;
-use super::group::{Applied, GroupStore};
-use super::keys::{self, Kind};
-use super::meta::Meta;
-use super::records::{Tally, Writer};
-use super::{Batch, StoreError};
+use super::group::GroupStore;
 use crate::conversation::{
-    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, FrameLocation, History, IdempotencyIndex,
-    IdempotencyRecord, Location,
+    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, HistoryError, IdempotencyIndex,
+    Location,
 };
 
 const VERSION: u8 = 1;
 /// Message bytes collected into one block before it is sent; a larger message is a block of its own.
 const BODIES_BLOCK_BYTES: usize = 1 << 20;
 /// Idempotency records in one block.
-const KEYS_PER_BLOCK: u64 = 1_000;
+const KEYS_PER_BLOCK: usize = 1_000;
 /// Conversations looked up at a time while exporting.
 const IDS_AT_A_TIME: usize = 256;
-/// Physical records written or removed in one batch while installing.
-const RECORDS_PER_BATCH: usize = 2_000;
 
 /// Shows every message location of a document, to be read or replaced.
-type VisitLocations<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&mut Location));
+pub(super) type VisitLocations<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&mut Location));
+/// Takes the blocks of an export one by one.
+pub(super) type Emit<'a> = &'a mut dyn FnMut(Block) -> Result<(), StoreError>;
+/// An idempotency record: its number, the digest of its key, its encoding.
+type KeyRecord = (u64, [u8; 16], Bytes);
+
+/// What an interrupted transfer of the same group brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resume {
+    /// What it brought is as of this log index or later.
+    pub(crate) since: u64,
+    /// It brought the conversations with ids up to this one; all of them, if `None`.
+    pub(crate) upto: Option<ConversationId>,
+}
 
 /// One piece of a snapshot. Ordinals are sent and persisted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +61,7 @@ pub(crate) enum Block {
     },
     Keys {
         id: ConversationId,
-        records: Vec<(u64, [u8; 16], Bytes)>,
+        records: Vec<KeyRecord>,
     },
 }
 
@@ -89,7 +96,7 @@ impl Block {
     }
 
     /// Decodes a block; for bodies also their offsets in the encoding and their checksums.
-    fn decode(bytes: &Bytes) -> Option<(Self, Vec<(u32, u32)>)> {
+    pub(super) fn decode(bytes: &Bytes) -> Option<(Self, Vec<(u32, u32)>)> {
         let mut reader = BlockReader { bytes, at: 0 };
         if reader.u8()? != VERSION {
             return None;
@@ -125,17 +132,50 @@ impl Block {
     }
 }
 
+/// The conversation that an encoded block completes, if it does.
+pub(crate) fn completes(block: &Bytes) -> Option<ConversationId> {
+    let mut reader = BlockReader { bytes: block, at: 0 };
+    if reader.u8()? != VERSION || reader.u8()? != 2 {
+        return None;
+    }
+    ConversationId::parse(std::str::from_utf8(&reader.bytes()?).ok()?).ok()
+}
+
 impl GroupStore {
-    /// Feeds the group's state to `emit`, block by block. Reads message bytes, so it does IO.
+    /// Feeds what changed after log index `base` to `emit`, block by block, less what an interrupted transfer
+    /// brought. Reads message bytes, so it does IO.
     pub(crate) fn export(
         &self,
-        emit: &mut dyn FnMut(Block) -> Result<(), StoreError>,
+        base: Option<u64>,
+        resume: Option<&Resume>,
+        emit: Emit<'_>,
     ) -> Result<(), StoreError> {
-        let mut after: Option<ConversationId> = None;
+        let Some(Resume { since, upto }) = resume else { return self.export_range(None, None, base, emit) };
+        if upto.is_some() {
+            self.export_range(upto.as_ref(), None, base, emit)?;
+        }
+        self.export_range(None, upto.as_ref(), Some(*since), emit)
+    }
+
+    /// Conversations with an id in `(after, upto]` that changed after log index `since`.
+    fn export_range(
+        &self,
+        after: Option<&ConversationId>,
+        upto: Option<&ConversationId>,
+        since: Option<u64>,
+        emit: Emit<'_>,
+    ) -> Result<(), StoreError> {
+        let mut after = after.cloned();
         loop {
             let ids = self.ids_after("", after.as_ref().map(ConversationId::as_str), IDS_AT_A_TIME)?;
             for id in &ids {
-                self.export_conversation(id, emit)?;
+                if upto.is_some_and(|upto| id > upto) {
+                    return Ok(());
+                }
+                let changed = self.read(id, |c, _| c.changed_index())?;
+                if changed.is_some() && changed > since {
+                    self.export_conversation(id, emit)?;
+                }
             }
             match ids.into_iter().next_back() {
                 Some(last) => after = Some(last),
@@ -144,12 +184,8 @@ impl GroupStore {
         }
     }
 
-    fn export_conversation(
-        &self,
-        id: &ConversationId,
-        emit: &mut dyn FnMut(Block) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let Some(mut state) = self.read(id, |c, _| c.clone())? else { return Ok(()) };
+    fn export_conversation(&self, id: &ConversationId, emit: Emit<'_>) -> Result<(), StoreError> {
+        let Some((mut state, keys)) = self.with_its_keys(id)? else { return Ok(()) };
         for i in 0..state.sealed_event_runs() {
             let run = self.with_outside(|outside| outside.event_run(id, 1 + i * EVENT_RUN))?;
             let mut run = EventRun::clone(&run);
@@ -162,27 +198,37 @@ impl GroupStore {
             self.emit_bodies(&mut |visit| run.visit_locations(visit), emit)?;
             emit(Block::ChangeRun { id: id.clone(), run: run.encode() })?;
         }
-        let mut numbers = state.key_numbers();
-        while !numbers.is_empty() {
-            let upto = numbers.end.min(numbers.start + KEYS_PER_BLOCK);
-            let mut records = Vec::new();
-            for number in numbers.start..upto {
-                if let Some((digest, record)) = self.with_outside(|outside| outside.nth(id, number))? {
-                    records.push((number, digest, record.encode()));
-                }
-            }
-            emit(Block::Keys { id: id.clone(), records })?;
-            numbers.start = upto;
+        for records in keys.chunks(KEYS_PER_BLOCK) {
+            emit(Block::Keys { id: id.clone(), records: records.to_vec() })?;
         }
         self.emit_bodies(&mut |visit| state.visit_locations(visit), emit)?;
         emit(Block::Conversation { id: id.clone(), record: state.encode() })
     }
 
-    fn emit_bodies(
+    /// A conversation's record with the idempotency records it counts, which may be forgotten at any moment: then
+    /// the record is read again.
+    fn with_its_keys(
         &self,
-        visit: VisitLocations<'_>,
-        emit: &mut dyn FnMut(Block) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        id: &ConversationId,
+    ) -> Result<Option<(Conversation, Vec<KeyRecord>)>, StoreError> {
+        'again: loop {
+            let Some(state) = self.read(id, |c, _| c.clone())? else { return Ok(None) };
+            let mut keys = Vec::new();
+            for number in state.key_numbers() {
+                match self.with_outside(|outside| outside.nth(id, number))? {
+                    Some((digest, record)) => keys.push((number, digest, record.encode())),
+                    None if self.read(id, |c, _| c.key_numbers() == state.key_numbers())? == Some(true) => {
+                        let error = HistoryError::Storage(format!("idempotency record {number} is missing"));
+                        return Err(error.into());
+                    }
+                    None => continue 'again,
+                }
+            }
+            return Ok(Some((state, keys)));
+        }
+    }
+
+    fn emit_bodies(&self, visit: VisitLocations<'_>, emit: Emit<'_>) -> Result<(), StoreError> {
         let mut locations = Vec::new();
         visit(&mut |location| locations.push(*location));
         let (mut bodies, mut size) = (Vec::new(), 0);
@@ -201,142 +247,6 @@ impl GroupStore {
     fn with_outside<T>(&self, look: impl FnOnce(&Outside<'_>) -> T) -> T {
         let inner = self.inner.lock();
         look(&Outside::new(self, &inner.fresh, inner.writing.as_deref()))
-    }
-
-    /// Replaces the group's state by the blocks, which lie at the given places of this node's journal.
-    ///
-    /// The meta record goes first and comes back last, so that a crash in between shows as an index without the
-    /// group's state; recovery then installs again from the journal.
-    pub(crate) fn install(
-        &self,
-        applied: Applied,
-        membership: Bytes,
-        blocks: &mut dyn Iterator<Item = Result<(FrameLocation, Bytes), StoreError>>,
-    ) -> Result<(), StoreError> {
-        let _index = self.index_lock.lock();
-        {
-            let mut inner = self.inner.lock();
-            let bytes: usize = inner.live.values().map(|live| live.bytes()).sum();
-            self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            inner.live.clear();
-            inner.fresh = Default::default();
-            inner.installing = true;
-        }
-        self.clear_index()?;
-        let mut importer = Importer {
-            store: self,
-            writer: Writer::new(&*self.shared.index, Tally::default()),
-            places: Vec::new(),
-        };
-        for block in blocks {
-            let (frame, bytes) = block?;
-            importer.block(frame, &bytes)?;
-        }
-        let meta_key = keys::meta(self.group);
-        let tally = importer.writer.commit(&meta_key, |tally| {
-            Meta { applied: Some(applied), membership: membership.clone(), tally }.encode()
-        })?;
-        let mut inner = self.inner.lock();
-        inner.applied = Some(applied);
-        inner.persisted = Some(applied);
-        inner.persisted_membership = membership.clone();
-        inner.membership = membership;
-        inner.tally = tally;
-        inner.verified = true;
-        inner.installing = false;
-        inner.meta_dirty = true;
-        Ok(())
-    }
-
-    pub(super) fn clear_index(&self) -> Result<(), StoreError> {
-        let prefix = keys::group_prefix(self.group);
-        loop {
-            let mut batch = Batch::default();
-            for record in self.shared.index.scan(&prefix, &prefix).take(RECORDS_PER_BATCH) {
-                batch.remove(record?.0);
-            }
-            if batch.ops.is_empty() {
-                return Ok(());
-            }
-            self.shared.index.write(batch)?;
-        }
-    }
-}
-
-/// Turns blocks into index records.
-struct Importer<'a> {
-    store: &'a GroupStore,
-    writer: Writer<'a>,
-    /// Where the messages of the coming document lie.
-    places: Vec<Location>,
-}
-
-impl Importer<'_> {
-    fn block(&mut self, frame: FrameLocation, bytes: &Bytes) -> Result<(), StoreError> {
-        let group = self.store.group;
-        let bad = || StoreError::Block { group };
-        let (block, places) = Block::decode(bytes).ok_or_else(bad)?;
-        match block {
-            Block::Bodies(bodies) => {
-                let located = bodies.iter().zip(places).map(|(body, (offset, crc))| Location {
-                    segment: frame.segment,
-                    offset: frame.offset + offset,
-                    len: body.len() as u32,
-                    crc,
-                });
-                self.places.extend(located);
-                return Ok(());
-            }
-            Block::Conversation { id, record } => {
-                let mut state = Conversation::decode(record).map_err(|_| bad())?;
-                self.relocate(&mut |visit| state.visit_locations(visit))?;
-                self.writer.put(&keys::head(group, &id), &state.encode())?;
-            }
-            Block::EventRun { id, run } => {
-                let mut run = EventRun::decode(run).map_err(|_| bad())?;
-                self.relocate(&mut |visit| run.visit_locations(visit))?;
-                self.writer
-                    .put(&keys::numbered(group, Kind::EventRun, &id, run.first_seq()), &run.encode())?;
-            }
-            Block::ChangeRun { id, run } => {
-                let mut run = ChangeRun::decode(run).map_err(|_| bad())?;
-                self.relocate(&mut |visit| run.visit_locations(visit))?;
-                self.writer.put(&keys::numbered(group, Kind::ChangeRun, &id, run.number()), &run.encode())?;
-            }
-            Block::Keys { id, records } => {
-                for (number, digest, record) in records {
-                    IdempotencyRecord::decode(record.clone()).map_err(|_| bad())?;
-                    self.writer.put(&keys::numbered(group, Kind::IdempotencyNumber, &id, number), &digest)?;
-                    self.writer.put(&keys::idempotency(group, &id, &digest), &record)?;
-                }
-            }
-        }
-        self.flush_if_large()
-    }
-
-    /// Gives a document's messages the places that its bodies came to lie at.
-    fn relocate(&mut self, visit: VisitLocations<'_>) -> Result<(), StoreError> {
-        let mut places = std::mem::take(&mut self.places).into_iter();
-        let mut complete = true;
-        visit(&mut |location| match places.next() {
-            Some(place) if place.len == location.len && place.crc == location.crc => *location = place,
-            _ => complete = false,
-        });
-        if complete && places.next().is_none() {
-            Ok(())
-        } else {
-            Err(StoreError::Block { group: self.store.group })
-        }
-    }
-
-    fn flush_if_large(&mut self) -> Result<(), StoreError> {
-        if self.writer.operations() >= RECORDS_PER_BATCH {
-            let index = &*self.store.shared.index;
-            let full = std::mem::replace(&mut self.writer, Writer::new(index, Tally::default()));
-            let tally = full.commit_partial()?;
-            self.writer = Writer::new(index, tally);
-        }
-        Ok(())
     }
 }
 

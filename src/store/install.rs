@@ -1,0 +1,234 @@
+//! Taking a snapshot's blocks in: over nothing, or over what this replica has.
+//!
+//! The blocks lie in this node's journal, so an install that a crash interrupts is begun again from there. Over
+//! nothing, the meta record goes first and comes back last. Over an older state every batch leaves index and tally in
+//! agreement and a conversation's record and keys change in one batch, so that what a crash leaves is the older state
+//! with some conversations newer, which apply and a second install both know how to handle.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::group::{Applied, GroupStore};
+use super::keys::{self, Kind};
+use super::meta::Meta;
+use super::records::{self, Tally, Writer};
+use super::transfer::{Block, VisitLocations};
+use super::{Batch, StoreError};
+use crate::conversation::{
+    ChangeRun, Conversation, ConversationId, EventRun, FrameLocation, IdempotencyRecord, Location,
+};
+
+/// Physical records written or removed in one batch, about. Tests are to see many batches.
+const RECORDS_PER_BATCH: usize = if cfg!(test) { 20 } else { 2_000 };
+
+/// What a group's index holds while a snapshot is being put over it.
+struct Under {
+    applied: Option<Applied>,
+    membership: Bytes,
+}
+
+impl GroupStore {
+    /// Takes in the blocks, which lie at the given places of this node's journal: they are the group's whole state,
+    /// or, with `base`, what changed after that log index, which must have been applied here.
+    pub(crate) fn install(
+        &self,
+        base: Option<u64>,
+        applied: Applied,
+        membership: Bytes,
+        blocks: &mut dyn Iterator<Item = Result<(FrameLocation, Bytes), StoreError>>,
+    ) -> Result<(), StoreError> {
+        if base > self.applied().0.map(|at| at.index) {
+            return Err(StoreError::Block { group: self.group });
+        }
+        // What changed in memory must not be lost under what comes.
+        while base.is_some() && self.checkpoint()? {}
+        let _index = self.index_lock.lock();
+        let (under, tally) = self.begin_install(base.is_some());
+        if base.is_none() {
+            self.clear_index()?;
+        }
+        let mut importer = Importer {
+            store: self,
+            writer: Writer::new(&*self.shared.index, tally),
+            under: base.map(|_| under),
+            places: Vec::new(),
+            digests: HashSet::new(),
+            in_batch: HashSet::new(),
+        };
+        for block in blocks {
+            let (frame, bytes) = block?;
+            importer.block(frame, &bytes)?;
+        }
+        let meta_key = keys::meta(self.group);
+        let tally = importer.writer.commit(&meta_key, |tally| {
+            Meta { applied: Some(applied), membership: membership.clone(), tally }.encode()
+        })?;
+        self.end_install(base.is_none(), applied, membership, tally);
+        Ok(())
+    }
+
+    /// Empties the memory; nothing can be read until the end of the install.
+    fn begin_install(&self, over: bool) -> (Under, Tally) {
+        let mut inner = self.inner.lock();
+        let bytes: usize = inner.live.values().map(|live| live.bytes()).sum();
+        self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        inner.live.clear();
+        inner.fresh = Default::default();
+        inner.installing = true;
+        let under = Under { applied: inner.persisted, membership: inner.persisted_membership.clone() };
+        (under, if over { inner.tally } else { Tally::default() })
+    }
+
+    fn end_install(&self, whole: bool, applied: Applied, membership: Bytes, tally: Tally) {
+        let mut inner = self.inner.lock();
+        inner.applied = Some(applied);
+        inner.persisted = Some(applied);
+        inner.persisted_membership = membership.clone();
+        inner.membership = membership;
+        inner.tally = tally;
+        inner.verified |= whole;
+        inner.installing = false;
+        inner.meta_dirty = true;
+    }
+
+    pub(super) fn clear_index(&self) -> Result<(), StoreError> {
+        let prefix = keys::group_prefix(self.group);
+        loop {
+            let mut batch = Batch::default();
+            for record in self.shared.index.scan(&prefix, &prefix).take(RECORDS_PER_BATCH) {
+                batch.remove(record?.0);
+            }
+            if batch.ops.is_empty() {
+                return Ok(());
+            }
+            self.shared.index.write(batch)?;
+        }
+    }
+}
+
+/// Turns blocks into index records.
+struct Importer<'a> {
+    store: &'a GroupStore,
+    writer: Writer<'a>,
+    /// What the index holds besides, if it is not empty.
+    under: Option<Under>,
+    /// Where the messages of the coming document lie.
+    places: Vec<Location>,
+    /// Digests of the keys of the coming conversation.
+    digests: HashSet<[u8; 16]>,
+    /// Conversations in the running batch, in which none may come twice.
+    in_batch: HashSet<ConversationId>,
+}
+
+impl Importer<'_> {
+    fn block(&mut self, frame: FrameLocation, bytes: &Bytes) -> Result<(), StoreError> {
+        let group = self.store.group;
+        let bad = || StoreError::Block { group };
+        let (block, places) = Block::decode(bytes).ok_or_else(bad)?;
+        match block {
+            Block::Bodies(bodies) => {
+                let located = bodies.iter().zip(places).map(|(body, (offset, crc))| Location {
+                    segment: frame.segment,
+                    offset: frame.offset + offset,
+                    len: body.len() as u32,
+                    crc,
+                });
+                self.places.extend(located);
+                return Ok(());
+            }
+            Block::Conversation { id, record } => {
+                let mut state = Conversation::decode(record).map_err(|_| bad())?;
+                self.relocate(&mut |visit| state.visit_locations(visit))?;
+                return self.conversation(id, &state);
+            }
+            Block::EventRun { id, run } => {
+                let mut run = EventRun::decode(run).map_err(|_| bad())?;
+                self.relocate(&mut |visit| run.visit_locations(visit))?;
+                self.not_again(&id)?;
+                self.writer
+                    .put(&keys::numbered(group, Kind::EventRun, &id, run.first_seq()), &run.encode())?;
+            }
+            Block::ChangeRun { id, run } => {
+                let mut run = ChangeRun::decode(run).map_err(|_| bad())?;
+                self.relocate(&mut |visit| run.visit_locations(visit))?;
+                self.not_again(&id)?;
+                self.writer.put(&keys::numbered(group, Kind::ChangeRun, &id, run.number()), &run.encode())?;
+            }
+            Block::Keys { id, records } => {
+                self.not_again(&id)?;
+                for (number, digest, record) in records {
+                    IdempotencyRecord::decode(record.clone()).map_err(|_| bad())?;
+                    self.writer.put(&keys::numbered(group, Kind::IdempotencyNumber, &id, number), &digest)?;
+                    self.writer.put(&keys::idempotency(group, &id, &digest), &record)?;
+                    self.digests.insert(digest);
+                }
+            }
+        }
+        self.flush_if_large()
+    }
+
+    /// The record of a conversation, all else of which has been written, and the end of the keys it has forgotten.
+    fn conversation(&mut self, id: ConversationId, state: &Conversation) -> Result<(), StoreError> {
+        let group = self.store.group;
+        self.not_again(&id)?;
+        let key = keys::head(group, &id);
+        let digests = std::mem::take(&mut self.digests);
+        if let Some(old) = records::load(&*self.store.shared.index, &key)? {
+            let old = Conversation::decode(old).map_err(|_| StoreError::Block { group })?;
+            for number in old.key_numbers().filter(|number| !state.key_numbers().contains(number)) {
+                let numbered = keys::numbered(group, Kind::IdempotencyNumber, &id, number);
+                let Some(digest) = records::load(&*self.store.shared.index, &numbered)? else { continue };
+                self.writer.remove(&numbered)?;
+                match <[u8; 16]>::try_from(&digest[..]) {
+                    Ok(digest) if !digests.contains(&digest) => {
+                        self.writer.remove(&keys::idempotency(group, &id, &digest))?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.writer.put(&key, &state.encode())?;
+        self.in_batch.insert(id);
+        self.flush_if_large()
+    }
+
+    /// A resumed transfer may bring a conversation twice: the second time needs a batch of its own.
+    fn not_again(&mut self, id: &ConversationId) -> Result<(), StoreError> {
+        if self.in_batch.contains(id) { self.flush() } else { Ok(()) }
+    }
+
+    /// Gives a document's messages the places that its bodies came to lie at.
+    fn relocate(&mut self, visit: VisitLocations<'_>) -> Result<(), StoreError> {
+        let mut places = std::mem::take(&mut self.places).into_iter();
+        let mut complete = true;
+        visit(&mut |location| match places.next() {
+            Some(place) if place.len == location.len && place.crc == location.crc => *location = place,
+            _ => complete = false,
+        });
+        if complete && places.next().is_none() {
+            Ok(())
+        } else {
+            Err(StoreError::Block { group: self.store.group })
+        }
+    }
+
+    fn flush_if_large(&mut self) -> Result<(), StoreError> {
+        if self.writer.operations() >= RECORDS_PER_BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        let index = &*self.store.shared.index;
+        let full = std::mem::replace(&mut self.writer, Writer::new(index, Tally::default()));
+        let tally = match &self.under {
+            None => full.commit_partial()?,
+            Some(Under { applied, membership }) => full.commit(&keys::meta(self.store.group), |tally| {
+                Meta { applied: *applied, membership: membership.clone(), tally }.encode()
+            })?,
+        };
+        self.writer = Writer::new(index, tally);
+        self.in_batch.clear();
+        Ok(())
+    }
+}
