@@ -17,6 +17,7 @@
 //! tokens
 //! conversation
 //! config, metrics, logging
+//! tls
 //! ```
 
 pub mod api;
@@ -32,4 +33,5 @@ pub mod raft;
 pub mod server;
 pub mod shards;
 pub mod store;
+pub mod tls;
 pub mod tokens;

@@ -49,6 +49,8 @@ pub enum StartError {
     Host(#[from] crate::raft::HostError),
     #[error(transparent)]
     Membership(#[from] crate::raft::MembershipError),
+    #[error("TLS: {0}")]
+    Tls(#[from] crate::tls::TlsError),
     #[error("token estimator: {0}")]
     Estimator(String),
 }
@@ -147,6 +149,9 @@ impl Server {
             listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let config = Arc::new(config);
         let app = App::new(shards.clone(), estimator, config.clone(), metrics.clone(), address);
+        if let Some(acceptor) = config.tls_acceptor()? {
+            app.set_tls(acceptor);
+        }
         let edge = tokio::spawn(api::serve(listener, app, stop.clone()));
         info!(event = "listening", address = %address, node = %config.node_name);
 

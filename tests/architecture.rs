@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["tokens"],
     &["conversation"],
     &["config", "metrics"],
+    &["tls"],
 ];
 
 /// Modules that must not know of some below them.

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tower::ServiceExt;
@@ -49,6 +50,7 @@ struct Inner {
     connections: Arc<ConnectionCaps>,
     ids: RequestIds,
     door: Door,
+    tls: OnceLock<TlsAcceptor>,
 }
 
 /// What handlers work with.
@@ -144,6 +146,7 @@ impl App {
             ),
             ids: RequestIds::new(),
             door: Door::new(),
+            tls: OnceLock::new(),
             app,
         }))
     }
@@ -177,6 +180,15 @@ impl App {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response
+    }
+
+    /// Has the listener speak TLS only. To be called before it serves, if at all.
+    pub fn set_tls(&self, acceptor: TlsAcceptor) {
+        let _ = self.0.tls.set(acceptor);
+    }
+
+    pub(crate) fn tls(&self) -> Option<&TlsAcceptor> {
+        self.0.tls.get()
     }
 
     /// Where connections of other nodes go from now on; before, they are refused.

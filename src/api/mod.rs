@@ -3,7 +3,7 @@
 //! Reading order: the routes below, a handler (`events`), `wire` for the bytes, `error` for the one table of errors,
 //! `edge` for what happens around every handler, `serve` for connections. Both dialects are the same handlers.
 //!
-//! Lacks on purpose: per-client quotas, CORS, TLS and sessions, which are a proxy's; and any state of its own that
+//! Lacks on purpose: per-client quotas, CORS and sessions, which are a proxy's; and any state of its own that
 //! would have to survive.
 
 mod accept;

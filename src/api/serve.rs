@@ -1,4 +1,4 @@
-//! The accept loop: HTTP/1.1 and cleartext HTTP/2 (by prior knowledge) on one port, with upgrades.
+//! The accept loop: HTTP/1.1 and HTTP/2 (by ALPN over TLS, by prior knowledge without) on one port, with upgrades.
 //!
 //! `axum::serve` sets no timer and no limit, so hyper is driven here directly. Every wait for a peer is bounded
 //! ([`super::watchdog`]), connections are capped, and shutting down finishes the requests at work within a bound.
@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -121,9 +122,34 @@ impl Connection {
         shutdown: CancellationToken,
         abort: CancellationToken,
     ) {
-        let Connection { app, permit, peer, activity } = self;
         // Answers are written whole: waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
+        let Some(acceptor) = self.app.tls().cloned() else {
+            return self.speak(stream, builder, shutdown, abort).await;
+        };
+        let shaking = tokio::time::timeout(self.app.limits().patience.head, acceptor.accept(stream));
+        let shaken = tokio::select! {
+            shaken = shaking => shaken,
+            () = shutdown.cancelled() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => Box::pin(self.speak(stream, builder, shutdown, abort)).await,
+            Ok(Err(error)) => tracing::debug!(event = "tls_handshake_failed", peer = %self.peer, %error),
+            Err(_) => tracing::debug!(event = "tls_handshake_timed_out", peer = %self.peer),
+        }
+    }
+
+    /// HTTP over a connection that is ready for it.
+    async fn speak<IO>(
+        self,
+        stream: IO,
+        builder: Arc<auto::Builder<TokioExecutor>>,
+        shutdown: CancellationToken,
+        abort: CancellationToken,
+    ) where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Connection { app, permit, peer, activity } = self;
         let permit = Arc::new(permit);
         let (patience, metrics) = (app.limits().patience, app.metrics().clone());
         let service = service_fn({

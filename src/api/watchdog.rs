@@ -1,4 +1,4 @@
-//! A TCP stream that gives up on a peer that does not keep up.
+//! A stream, plain or TLS, that gives up on a peer that does not keep up.
 //!
 //! hyper and tungstenite wait for ever: for the rest of a request head, for the next request, for a peer to read what
 //! was written. This wrapper fails the stream instead, so that such a connection costs bounded time, whatever protocol
@@ -75,8 +75,8 @@ impl Drop for Running {
 }
 
 /// The stream with its timers.
-pub(crate) struct Watched {
-    stream: TcpStream,
+pub(crate) struct Watched<S = TcpStream> {
+    stream: S,
     activity: Arc<Activity>,
     patience: Patience,
     metrics: Metrics,
@@ -91,13 +91,13 @@ pub(crate) struct Watched {
     is_fresh: bool,
 }
 
-impl Watched {
+impl<S> Watched<S> {
     pub(crate) fn new(
-        stream: TcpStream,
+        stream: S,
         activity: Arc<Activity>,
         patience: Patience,
         metrics: Metrics,
-    ) -> Watched {
+    ) -> Watched<S> {
         let now = Instant::now();
         Watched {
             stream,
@@ -168,11 +168,7 @@ impl Watched {
         Poll::Pending
     }
 
-    fn on_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn on_write<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled_since = None;
             self.idle_since = None;
@@ -190,7 +186,7 @@ fn timed_out(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -208,7 +204,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -230,7 +226,12 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_flush(cx) {
+            // TLS keeps what the peer does not take; a plain stream is always flushed.
+            Poll::Pending => this.on_write(cx, Poll::Pending),
+            done => done,
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

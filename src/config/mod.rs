@@ -20,10 +20,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio_rustls::TlsAcceptor;
+
 pub(crate) use estimator::Method;
 pub use estimator::{EstimatorError, EstimatorSpec};
 pub use render::{markdown_tables, sample};
 pub use source::{ConfigError, Environment, Origin, ProcessEnvironment};
+
+use crate::tls::{self, Dialler, TlsError};
 
 use settings::SETTINGS;
 
@@ -200,6 +204,35 @@ impl Config {
         self.check_tls()
     }
 
+    /// What the listener shows, if it speaks TLS.
+    pub fn tls_acceptor(&self) -> Result<Option<TlsAcceptor>, TlsError> {
+        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        tls::acceptor(cert, key).map(Some)
+    }
+
+    /// What other nodes are dialled with, if their listeners speak TLS.
+    pub fn tls_dialler(&self) -> Result<Option<Dialler>, TlsError> {
+        let Some(ca) = self.tls_ca.as_ref().or(self.tls_cert.as_ref()) else { return Ok(None) };
+        let hosts = self.cluster_seeds.iter().chain(&self.advertise_addr);
+        let host = |host: &String| {
+            let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+            name.trim_start_matches('[').trim_end_matches(']').to_owned()
+        };
+        Dialler::new(ca, &hosts.map(host).collect::<Vec<_>>()).map(Some)
+    }
+
+    /// Reads the files once, so that a bad one is refused before anything is started.
+    fn prove_tls(&self) -> Result<(), ConfigError> {
+        let error = match (self.tls_acceptor(), self.tls_dialler()) {
+            (Ok(_), Ok(_)) => return Ok(()),
+            (Err(error), _) | (_, Err(error)) => error,
+        };
+        let files = [("tls_cert", &self.tls_cert), ("tls_key", &self.tls_key), ("tls_ca", &self.tls_ca)];
+        let named = files.iter().find(|(_, file)| file.as_ref() == Some(&error.file));
+        let key = named.map_or("tls_cert", |(key, _)| *key);
+        Err(ConfigError::Tls { name: settings::env_name(key), key, path: error.file, why: error.why })
+    }
+
     fn check_tls(&self) -> Result<(), ConfigError> {
         let unset = |key: &'static str, other: &str| {
             let (value, rule) = ("unset".to_owned(), format!("a path, because {other} is set"));
@@ -276,6 +309,7 @@ impl Settings {
     /// Makes the node's home ready: creates the data directory, proves that it can be written, and
     /// settles the node's name, generating and keeping one at the first start.
     pub fn prepare(mut self) -> Result<Config, ConfigError> {
+        self.config.prove_tls()?;
         let dir = self.config.data_dir.clone();
         prove_writable(&dir).map_err(|error| ConfigError::DataDir { path: dir.clone(), error })?;
         if self.config.node_name.is_empty() {

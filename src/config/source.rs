@@ -58,6 +58,8 @@ pub enum ConfigError {
     FileUnreadable { path: PathBuf, error: io::Error },
     #[error("--config {}: line {line}: {message}: expected TOML, `key = value`", .path.display())]
     FileSyntax { path: PathBuf, line: usize, message: String },
+    #[error("{name} (or {key} in the file) = {:?}: cannot be used ({why})", .path.display().to_string())]
+    Tls { name: String, key: &'static str, path: PathBuf, why: String },
     #[error("FASTPACA_DATA_DIR (or data_dir in the file) = {:?}: not writable ({error}): expected a directory this process may create and write", .path.display().to_string())]
     DataDir { path: PathBuf, error: io::Error },
 }

@@ -40,12 +40,13 @@ impl Caller {
         }
     }
 
-    pub(crate) async fn call(
+    /// Queues a call, once there is room.
+    pub(crate) async fn send(
         &self,
         method: u16,
         body: &[Bytes],
         deadline: Instant,
-    ) -> Result<Bytes, CallError> {
+    ) -> Result<Waiting<'_>, CallError> {
         let bytes = length(body);
         if bytes > self.body_bytes_max {
             let text = format!("a body of {bytes} bytes; the node takes {}", self.body_bytes_max);
@@ -56,7 +57,7 @@ impl Caller {
         let (id, gate) = (self.next_id.fetch_add(1, Ordering::Relaxed), Arc::new(Gate::default()));
         let call = Waiting { caller: self, id, gate: gate.clone(), outcome: self.register(id)? };
         self.outbox.push(id, Kind::Request { method, gate }, body, room).map_err(|_| link_down())?;
-        call.outcome(deadline).await
+        Ok(call)
     }
 
     fn register(&self, id: u64) -> Result<oneshot::Receiver<Outcome>, CallError> {
@@ -85,7 +86,7 @@ impl Caller {
 }
 
 /// A call under way; dropping it gives it up.
-struct Waiting<'a> {
+pub(crate) struct Waiting<'a> {
     caller: &'a Caller,
     id: u64,
     gate: Arc<Gate>,
@@ -93,7 +94,7 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    async fn outcome(mut self, deadline: Instant) -> Result<Bytes, CallError> {
+    pub(crate) async fn outcome(mut self, deadline: Instant) -> Result<Bytes, CallError> {
         let why = match timeout_at(deadline, &mut self.outcome).await {
             Ok(Ok(Ok(answer))) => return Ok(answer),
             Ok(Ok(Err(refusal))) => return Err(CallError::Refused(refusal)),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,12 @@ const RECHECK: Duration = Duration::from_secs(5);
 /// A connection that stood this long was not a failed attempt.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
 
-type Socket = WebSocketStream<TcpStream>;
+/// A connection, behind TLS or not.
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Io for IO {}
+
+type Socket = WebSocketStream<Box<dyn Io>>;
 
 /// Dials until `stop`.
 pub(crate) async fn keep(shared: Arc<Shared>, address: SocketAddr, stop: CancellationToken) {
@@ -185,6 +191,13 @@ async fn connect(
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         // Frames are written whole, and answers are waited for.
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let stream: Box<dyn Io> = match &shared.settings.tls {
+            None => Box::new(stream),
+            Some(tls) => match tls.connect(address.ip(), stream).await {
+                Ok(stream) => Box::new(stream),
+                Err(error) => return Err(format!("no TLS with the node: {error}")),
+            },
+        };
         let url = format!("ws://{address}{PATH}?lane={}", lane.label());
         let upgraded = client_async_with_config(url, stream, Some(websocket_config())).await;
         upgraded.map(|(socket, _)| socket).map_err(|error| format!("no link: {error}"))

@@ -72,17 +72,17 @@ pub(crate) struct Link {
     /// Cancelled when the link goes down.
     pub(crate) down: CancellationToken,
     lanes: [watch::Sender<Option<Arc<Caller>>>; 3],
+    /// Held while a call waits for its connection and for room, so that none overtakes another. First come, first
+    /// served.
+    turns: [Turn; 3],
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 impl Link {
     pub(crate) fn new(remote: Remote, instance: u64, down: CancellationToken) -> Link {
-        Link {
-            remote,
-            instance,
-            rtt_us: Arc::default(),
-            down,
-            lanes: [(); 3].map(|()| watch::Sender::new(None)),
-        }
+        let lanes = [(); 3].map(|()| watch::Sender::new(None));
+        Link { remote, instance, rtt_us: Arc::default(), down, lanes, turns: Default::default() }
     }
 
     pub(crate) fn set_lane(&self, lane: Lane, caller: Option<Arc<Caller>>) {
@@ -97,12 +97,17 @@ impl Link {
         limit: Duration,
     ) -> Result<Bytes, CallError> {
         let deadline = tokio::time::Instant::now() + limit;
+        let turn = timeout_at(deadline, self.turns[lane as usize].lock()).await;
+        let turn =
+            turn.map_err(|_| CallError::NotSent("earlier calls fill the queue to the node".to_owned()))?;
         let caller = self.lanes[lane as usize].borrow().clone();
         let caller = match caller {
             Some(caller) => caller,
             None => self.lane(lane, deadline).await?,
         };
-        caller.call(method, body, deadline).await
+        let call = caller.send(method, body, deadline).await?;
+        drop(turn);
+        call.outcome(deadline).await
     }
 
     /// Waits for a connection that is being made.

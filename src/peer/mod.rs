@@ -35,6 +35,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 
 use crate::config::Config;
+use crate::tls::{Dialler, TlsError};
 
 pub use hello::{Reason, Refusal};
 pub use links::{LinkInfo, LinkState};
@@ -148,13 +149,20 @@ pub struct PeerSettings {
     pub secrets: Secrets,
     /// Largest body of a call or an answer, in bytes; calls that are larger are not sent.
     pub body_bytes_max: u32,
+    /// Dials by TLS, if the nodes' listeners speak it.
+    pub tls: Option<Dialler>,
 }
 
 impl PeerSettings {
     /// What the configuration says of it, for a node that belongs to no cluster yet.
-    pub fn of(config: &Config, node_id: u128, incarnation: u64, listen_port: u16) -> PeerSettings {
+    pub fn of(
+        config: &Config,
+        node_id: u128,
+        incarnation: u64,
+        listen_port: u16,
+    ) -> Result<PeerSettings, TlsError> {
         let body = config.batch_body_max_bytes.saturating_mul(2) + BODY_SLACK_BYTES;
-        PeerSettings {
+        Ok(PeerSettings {
             node_id,
             name: config.node_name.clone(),
             incarnation,
@@ -163,7 +171,8 @@ impl PeerSettings {
             advertise: config.advertise_addr.clone(),
             secrets: Secrets::new(&config.cluster_secrets, &config.api_keys),
             body_bytes_max: u32::try_from(body).unwrap_or(u32::MAX),
-        }
+            tls: config.tls_dialler()?,
+        })
     }
 }
 

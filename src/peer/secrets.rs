@@ -104,9 +104,9 @@ mod tests {
     #[test]
     fn names_of_keys_are_a_contract() {
         let name = |secrets: Secrets| secrets.ids()[0].iter().map(|b| format!("{b:02x}")).collect::<String>();
-        assert_eq!(name(secrets(&["a"], &["b"])), "GOLDEN1");
-        assert_eq!(name(secrets(&[], &["a"])), "GOLDEN2");
-        assert_eq!(name(secrets(&[], &[])), "GOLDEN3");
+        assert_eq!(name(secrets(&["a"], &["b"])), "5eb729ae95d04f73");
+        assert_eq!(name(secrets(&[], &["a"])), "84991d28af11e635");
+        assert_eq!(name(secrets(&[], &[])), "0e6de2ea7d435357");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 
 mod calls;
 mod identity;
+mod secure;
 
 /// No single step takes longer, unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,6 +46,7 @@ fn settings(name: &str) -> PeerSettings {
         advertise: None,
         secrets: secrets("s"),
         body_bytes_max: 32 << 20,
+        tls: None,
     }
 }
 
