@@ -151,4 +151,61 @@ mod tests {
             assert_eq!(accept_key(&request(change)), None);
         }
     }
+
+    /// Passes every connection on.
+    struct Inside(tokio::sync::mpsc::UnboundedSender<(PeerIo, SocketAddr)>);
+
+    impl PeerDoor for Inside {
+        fn enter(&self, io: PeerIo, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            self.0.send((io, from)).expect("somebody waits for it");
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// One connection that is served by the door alone; the client's end.
+    async fn served(door: &Arc<Door>) -> (tokio::net::TcpStream, SocketAddr) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let ((stream, from), door) = (accepted.expect("accepted"), door.clone());
+        let service = hyper::service::service_fn(move |request| {
+            let answer = door.answer(request, from);
+            let response = answer.unwrap_or_else(axum::response::IntoResponse::into_response);
+            std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        });
+        tokio::spawn(async move {
+            let http = hyper::server::conn::http1::Builder::new();
+            let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+        });
+        (client.expect("connected"), address)
+    }
+
+    #[tokio::test]
+    async fn an_upgraded_connection_goes_inside_and_ends_with_the_door() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let door = Arc::new(Door::new());
+        let (stream, address) = served(&door).await;
+        let url = format!("ws://{address}{PEER_PATH}");
+        let early = tokio_tungstenite::client_async(&url, stream).await;
+        assert!(early.expect_err("nobody inside yet").to_string().contains("503"));
+
+        let (entered, mut inside) = tokio::sync::mpsc::unbounded_channel();
+        door.lead_to(Arc::new(Inside(entered)));
+        let (stream, address) = served(&door).await;
+        let client_address = stream.local_addr().expect("connected");
+        let url = format!("ws://{address}{PEER_PATH}");
+        let (client, _) = tokio_tungstenite::client_async(&url, stream).await.expect("upgraded");
+        let (mut io, from) = inside.recv().await.expect("entered");
+        assert_eq!(from, client_address);
+        let mut stream = client.into_inner();
+        stream.write_all(b"hi").await.expect("connected");
+        let mut bytes = [0; 2];
+        io.read_exact(&mut bytes).await.expect("connected");
+        assert_eq!(&bytes, b"hi");
+
+        door.close().await;
+        let (stream, address) = served(&door).await;
+        let url = format!("ws://{address}{PEER_PATH}");
+        assert!(tokio_tungstenite::client_async(&url, stream).await.is_err(), "closed");
+    }
 }

@@ -172,6 +172,34 @@ fn a_data_directory_that_cannot_be_written_is_refused() {
 }
 
 #[test]
+fn seeds_are_hosts_with_ports() {
+    let seeds =
+        |text: &str| load(None, [("FASTPACA_CLUSTER_SEED", text)]).map(|s| s.config().cluster_seeds.clone());
+    let good = seeds("a-1.example.org:4000, 10.0.0.1:1,[fd00::1]:65535").expect("loads");
+    assert_eq!(good, ["a-1.example.org:4000", "10.0.0.1:1", "[fd00::1]:65535"]);
+    for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "a:1,", "fd00::1:4000", "[x]:1", "a b:1", "http://a:1"]
+    {
+        assert!(seeds(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn tls_needs_both_files_and_they_must_be_of_use() {
+    let text = message(None, [("FASTPACA_TLS_CERT", "/nowhere")]);
+    assert!(text.starts_with("FASTPACA_TLS_KEY") && text.contains("tls_cert is set"), "{text}");
+    let text = message(None, [("FASTPACA_TLS_CA", "/nowhere")]);
+    assert!(text.starts_with("FASTPACA_TLS_CERT"), "{text}");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let at = dir.path().to_str().expect("UTF-8");
+    let files =
+        [("FASTPACA_DATA_DIR", at), ("FASTPACA_TLS_CERT", "/nowhere"), ("FASTPACA_TLS_KEY", "/nowhere.key")];
+    let settings = Settings::load(None, &files).expect("loads");
+    let text = settings.prepare().expect_err("no such file").to_string();
+    assert!(text.starts_with("FASTPACA_TLS_CERT (or tls_cert in the file) = \"/nowhere\""), "{text}");
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[test]
 fn sizes_and_numbers_have_one_spelling() {
     let size = |raw: &str| {
         let mut bytes = 0;

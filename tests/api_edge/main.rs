@@ -11,6 +11,7 @@ mod operations;
 #[path = "../support/process.rs"]
 #[allow(dead_code, reason = "shared with tests that need more of it")]
 mod process;
+mod secure;
 mod streams;
 mod support;
 mod windows;
