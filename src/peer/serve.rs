@@ -24,7 +24,9 @@ const SERVED_BYTES_MAX: u32 = 64 << 20;
 
 /// Who serves which methods.
 #[derive(Default)]
-pub(crate) struct Services(RwLock<Vec<(RangeInclusive<u16>, Arc<dyn Service>)>>);
+pub(crate) struct Services(RwLock<Vec<Entry>>);
+
+type Entry = (RangeInclusive<u16>, Arc<dyn Service>);
 
 impl Services {
     /// Takes over methods, from an earlier service too.
