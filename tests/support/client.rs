@@ -3,6 +3,7 @@
 use super::process::Process;
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Longest wait for an answer; well above the server's own limits, so that its answer is seen rather than ours.
@@ -38,12 +39,17 @@ impl Answer {
 impl Client {
     /// A client with connections of its own.
     pub(crate) fn of(process: &Process) -> Client {
+        Client::at(process.address(), ANSWER_MAX)
+    }
+
+    /// A client of whatever listens there, which waits so long for an answer.
+    pub(crate) fn at(address: SocketAddr, answer_max: Duration) -> Client {
         let http = reqwest::Client::builder()
-            .timeout(ANSWER_MAX)
+            .timeout(answer_max)
             .no_proxy()
             .build()
             .expect("plain settings are valid");
-        Client { http, base: process.url("") }
+        Client { http, base: format!("http://{address}") }
     }
 
     /// Sends a request; an error means that no whole answer came.

@@ -109,6 +109,7 @@ pub(crate) fn can_change_boot() -> bool {
 }
 
 /// A file system of a fixed size in memory, unmounted with this value.
+#[derive(Debug)]
 pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {

@@ -3,8 +3,11 @@
 #![allow(dead_code)] // Every test is a crate of its own and uses a part of this.
 
 pub(crate) mod client;
+pub(crate) mod clock;
+pub(crate) mod cluster;
 pub(crate) mod faults;
 pub(crate) mod ledger;
+pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod recording;
 pub(crate) mod stream;
@@ -26,7 +29,7 @@ pub(crate) fn small_node(dir: &TempDir) -> Node {
 }
 
 /// Settings that keep files small, so that segments fill, checkpoints happen and starts are quick within one test.
-fn small_settings(node: Node) -> Node {
+pub(crate) fn small_settings(node: Node) -> Node {
     node.with_env("FASTPACA_BODY_MAX_BYTES", "256KiB")
         .with_env("FASTPACA_BATCH_BODY_MAX_BYTES", "256KiB")
         .with_env("FASTPACA_SEGMENT_BYTES", "1MiB")

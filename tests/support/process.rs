@@ -27,12 +27,34 @@ pub(crate) struct Node {
     data_dir: PathBuf,
     log_dir: PathBuf,
     env: Vec<(OsString, OsString)>,
+    /// What it is started under: a program and its arguments, which `exec` the server in their own process.
+    program: Vec<String>,
+    /// Where it is reached, when that is not what it says itself.
+    reached_at: Option<SocketAddr>,
 }
 
 impl Node {
     /// Keeps its data in `dir/data` and a log of every life in `dir/logs`.
     pub(crate) fn in_dir(dir: &Path) -> Node {
-        Node { data_dir: dir.join("data"), log_dir: dir.join("logs"), env: Vec::new() }
+        Node {
+            data_dir: dir.join("data"),
+            log_dir: dir.join("logs"),
+            env: Vec::new(),
+            program: Vec::new(),
+            reached_at: None,
+        }
+    }
+
+    /// Every start is under this program; see [`Node::spawn_under`].
+    pub(crate) fn with_program(mut self, program: Vec<String>) -> Node {
+        self.program = program;
+        self
+    }
+
+    /// For a server that listens on every address of a host of its own.
+    pub(crate) fn with_reached_at(mut self, address: SocketAddr) -> Node {
+        self.reached_at = Some(address);
+        self
     }
 
     pub(crate) fn with_env(mut self, name: &str, value: impl Into<OsString>) -> Node {
@@ -58,7 +80,7 @@ impl Node {
 
     /// Starts the server and waits for nothing.
     pub(crate) fn spawn(&self) -> Result<Process, StartError> {
-        self.spawn_under(&[])
+        self.spawn_under(&self.program)
     }
 
     /// Starts the server as the last argument of another program, which must `exec` it in its own process.
@@ -82,7 +104,7 @@ impl Node {
         command.env("FASTPACA_DATA_DIR", &self.data_dir).env("FASTPACA_LISTEN", "127.0.0.1:0");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(Process { child: command.spawn()?, log_path, address: None })
+        Ok(Process { child: command.spawn()?, log_path, address: None, reached_at: self.reached_at })
     }
 }
 
@@ -136,6 +158,7 @@ pub(crate) struct Process {
     child: Child,
     log_path: PathBuf,
     address: Option<SocketAddr>,
+    reached_at: Option<SocketAddr>,
 }
 
 impl Process {
@@ -157,7 +180,8 @@ impl Process {
     pub(crate) fn wait_listening(&mut self, limit: Duration) -> Result<SocketAddr, StartError> {
         let deadline = Instant::now() + limit;
         while self.address.is_none() {
-            self.address = self.log_records().iter().find_map(listening_address);
+            let said = self.log_records().iter().find_map(listening_address);
+            self.address = said.map(|said| self.reached_at.unwrap_or(said));
             if self.address.is_none() {
                 self.still_starting(deadline, "listening")?;
             }
@@ -217,9 +241,22 @@ impl Process {
 
     /// SIGTERM, as a supervisor asks for a shutdown; see [`Process::wait_exit`].
     pub(crate) fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// SIGSTOP: it keeps its connections and says nothing. SIGKILL works on it as ever.
+    pub(crate) fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .expect("an unwaited child can be signalled");
+        rustix::process::kill_process(pid, signal).expect("an unwaited child can be signalled");
     }
 
     /// `None` when it still runs at the end of `limit`.

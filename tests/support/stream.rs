@@ -3,6 +3,7 @@
 use super::process::Process;
 use futures_util::StreamExt;
 use serde_json::Value;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -27,7 +28,12 @@ pub(crate) enum Next {
 impl Stream {
     /// Opens the stream after `cursor`, the last version processed.
     pub(crate) async fn open(process: &Process, id: &str, cursor: u64) -> Result<Stream, Error> {
-        let url = format!("ws://{}/v1/conversations/{id}/stream?cursor={cursor}", process.address());
+        Stream::open_at(process.address(), id, cursor).await
+    }
+
+    /// The same at whatever listens there.
+    pub(crate) async fn open_at(address: SocketAddr, id: &str, cursor: u64) -> Result<Stream, Error> {
+        let url = format!("ws://{address}/v1/conversations/{id}/stream?cursor={cursor}");
         connect_async(url).await.map(|(stream, _)| Stream(stream))
     }
 

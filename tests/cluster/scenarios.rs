@@ -1,0 +1,114 @@
+//! Every fault against three nodes, each in a short version for CI; `FASTPACA_TEST_CYCLES` repeats the faults.
+
+use crate::fault::{Fault, Target};
+use crate::run::{Plan, Report, run, seed};
+use crate::support::cluster::Shape;
+use crate::support::cycles;
+use crate::{CLUSTER_READY, ONE_AT_A_TIME};
+
+/// Operations for each fault, and for the time before the first.
+const SHARE: usize = 400;
+
+const NODES: usize = 3;
+
+/// The faults in turn under load, as often as there is time for. `None` when it could not be run.
+pub(crate) async fn scenario(name: &'static str, shape: Shape, faults: &[Fault]) -> Option<Report> {
+    if shape.size > 1 && !CLUSTER_READY {
+        eprintln!("{name}: servers cannot form a cluster yet");
+        return None;
+    }
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let faults = faults.repeat(cycles(1) as usize);
+    let operations = SHARE * (faults.len() + 1);
+    run(seed(), Plan { name, shape, faults, operations }).await
+}
+
+const ON_LOOPBACK: Shape = Shape { size: NODES, hosts: false, clocks: false, disks: false };
+const ON_HOSTS: Shape = Shape { hosts: true, ..ON_LOOPBACK };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_of_each_role() {
+    let faults = [Target::Leader, Target::Follower, Target::Any].map(Fault::Kill);
+    scenario("kills", ON_LOOPBACK, &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_killed_at_once() {
+    scenario("all-killed", ON_LOOPBACK, &[Fault::KillAll]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_stopped_for_longer_than_its_lease() {
+    scenario("stopped", ON_LOOPBACK, &[Fault::Pause(Target::Leader), Fault::Pause(Target::Follower)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions() {
+    let faults = [
+        Fault::Isolate(Target::Leader),
+        Fault::Isolate(Target::Follower),
+        Fault::Deafen(Target::Leader),
+        Fault::Mute(Target::Leader),
+    ];
+    scenario("partitions", ON_HOSTS, &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loss_and_delay() {
+    scenario("lossy", ON_HOSTS, &[Fault::Lossy { percent: 5, delay_ms: 20 }]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clock_jumps() {
+    let faults = [3600, -3600, 30 * 86_400].map(|seconds| Fault::ClockJump(Target::Leader, seconds));
+    scenario("clocks", Shape { clocks: true, ..ON_LOOPBACK }, &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk() {
+    let faults = [Fault::FillDisk(Target::Leader), Fault::FillDisk(Target::Follower)];
+    scenario("full-disk", Shape { disks: true, ..ON_LOOPBACK }, &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_fails_no_request() {
+    let report = scenario("rolling", ON_LOOPBACK, &[Fault::RollingRestart]).await;
+    if let Some(report) = report {
+        assert_eq!(report.unknown, 0, "a graceful stop lost requests: {report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn membership_changes_while_killing() {
+    let faults = [Fault::GrowWhileKilling, Fault::ShrinkWhileKilling];
+    // A node that was removed is not added again, so that this does not repeat within one run.
+    if !CLUSTER_READY {
+        return;
+    }
+    for _ in 0..cycles(1) {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let plan =
+            Plan { name: "membership", shape: ON_LOOPBACK, faults: faults.into(), operations: 3 * SHARE };
+        run(seed(), plan).await;
+    }
+}
+
+/// Faults of every kind in an order of the seed's choosing.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_can_happen() {
+    let mut rng = crate::rng::Rng::new(seed());
+    let kinds = [
+        Fault::Kill(Target::Any),
+        Fault::Kill(Target::Leader),
+        Fault::KillAll,
+        Fault::Pause(Target::Any),
+        Fault::Isolate(Target::Any),
+        Fault::Deafen(Target::Any),
+        Fault::Mute(Target::Any),
+        Fault::Lossy { percent: 3, delay_ms: 10 },
+        Fault::ClockJump(Target::Any, 600),
+        Fault::FillDisk(Target::Any),
+    ];
+    let faults: Vec<Fault> = (0..4).map(|_| *rng.pick(&kinds)).collect();
+    scenario("everything", Shape { clocks: true, disks: true, ..ON_HOSTS }, &faults).await;
+}
