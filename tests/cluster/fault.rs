@@ -9,9 +9,6 @@ use std::time::Duration;
 /// Longer than a leader's lease and an election together: whoever was silent so long has been replaced.
 const LONG: Duration = Duration::from_secs(3);
 
-/// What is left on a disk that is filled: less than the server keeps for itself.
-const LEFT_BYTES: u64 = 512 << 10;
-
 /// Who is meant, when the fault comes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
@@ -95,7 +92,10 @@ impl Nemesis {
                 self.on(target, |cluster, node| clock(cluster, node, seconds)).await
             }
             Fault::FillDisk(target) => {
-                self.on(target, |cluster, node| cluster.fill_disk(node, LEFT_BYTES)).await
+                let node = self.on(target, |cluster, node| cluster.fill_disk(node)).await;
+                // Before it has noticed, nothing is different.
+                self.cluster.wait_unready(node).await;
+                node
             }
             Fault::RollingRestart => {
                 self.restart_each();

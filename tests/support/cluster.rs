@@ -11,6 +11,8 @@ use super::process::{Node, Process, START_MAX, StartError};
 use super::{small_settings, test_dir};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -34,6 +36,9 @@ const VIEW_MAX: Duration = Duration::from_secs(5);
 
 /// Bytes of the disk of a node that is to run out of it.
 const DISK_BYTES: u64 = 96 << 20;
+
+/// What it keeps of that for what must go on.
+const DISK_RESERVE_BYTES: u64 = 8 << 20;
 
 /// What a cluster is made of.
 #[derive(Clone, Copy, Debug, Default)]
@@ -141,7 +146,9 @@ impl Cluster {
         let mut disk = None;
         if self.shape.disks {
             let small = SmallDisk::mount(&dir.join("disk"), DISK_BYTES)?;
-            node = node.with_data_dir(&small.path().join("data"));
+            node = node
+                .with_data_dir(&small.path().join("data"))
+                .with_env("FASTPACA_DISK_RESERVE_BYTES", DISK_RESERVE_BYTES.to_string());
             disk = Some(small);
         }
         self.addresses.add(address);
@@ -217,6 +224,15 @@ impl Cluster {
         }
     }
 
+    /// Waits until a node that was ready no longer is.
+    pub(crate) async fn wait_unready(&self, index: usize) {
+        let deadline = Instant::now() + START_MAX;
+        while self.client(index).get("/health/ready").await.status == 200 {
+            assert!(Instant::now() < deadline, "{} is still ready", self.members[index].name);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until one node listens, ready or not.
     pub(crate) fn wait_listening(&mut self, index: usize) {
         let process = self.members[index].process.as_mut().expect("only what was started is waited for");
@@ -264,11 +280,14 @@ impl Cluster {
         std::fs::remove_dir_all(self.members[index].node.data_dir()).expect("the data is there");
     }
 
-    /// Leaves so many bytes free on the disk of a node.
-    pub(crate) fn fill_disk(&self, index: usize, leave_bytes: u64) {
+    /// Leaves half of what the server keeps in reserve on the disk of a node. Piece by piece, for the server writes too.
+    pub(crate) fn fill_disk(&self, index: usize) {
         let disk = self.members[index].disk.as_ref().expect("the shape has disks");
-        let filler = vec![0; disk.free_bytes().saturating_sub(leave_bytes) as usize];
-        std::fs::write(disk.path().join("filler"), filler).expect("what is free can be written");
+        let mut filler = File::create(disk.path().join("filler")).expect("a file takes no space yet");
+        let piece = [0; 64 << 10];
+        while disk.free_bytes() > DISK_RESERVE_BYTES / 2 {
+            filler.write_all(&piece).expect("there is more than half of the reserve");
+        }
     }
 
     pub(crate) fn empty_disk(&self, index: usize) {
