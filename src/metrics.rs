@@ -140,6 +140,14 @@ metrics! {
     proposals_inflight: Gauge() = "fastpaca_proposals_inflight",
     /// Bytes of commands proposed and not yet answered.
     proposed_bytes: Gauge() = "fastpaca_proposed_bytes",
+    /// Requests sent on to another node, since it leads or hosts their group.
+    forwarded_requests_total: Counter() = "fastpaca_forwarded_requests_total",
+    /// Requests sent on that came back without an answer: not sent, lost, or refused.
+    forward_failures_total: Counter() = "fastpaca_forward_failures_total",
+    /// Times a request was tried again, since no leader was known or the node asked was not the leader.
+    routing_retries_total: Counter() = "fastpaca_routing_retries_total",
+    /// Requests served for other nodes.
+    served_for_peers_total: Counter() = "fastpaca_served_for_peers_total",
     /// Appends whose outcome was unknown when they were answered.
     unknown_outcomes_total: Counter() = "fastpaca_unknown_outcomes_total",
     /// Time of a journal fsync, in seconds.

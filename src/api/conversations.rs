@@ -86,6 +86,7 @@ pub(super) async fn delete(State(scope): State<Scope>, Id(id): Id) -> Result<Res
 pub(super) async fn list(State(scope): State<Scope>, request: Request) -> Result<Response, ApiError> {
     accept::json(request.headers())?;
     let query = Query::new(request.uri().query());
+    let consistency = read_options(&query)?.consistency;
     let statuses = [Status::Active, Status::Tombstoned].map(|status| (status.as_str(), status));
     let cursor = query.text("cursor")?;
     if cursor.is_some_and(|cursor| ConversationId::parse(cursor).is_err()) {
@@ -97,6 +98,7 @@ pub(super) async fn list(State(scope): State<Scope>, request: Request) -> Result
         metadata: query.prefixed("metadata.").map(|(key, value)| (key.into(), value.into())).collect(),
         limit: query.number("limit", 1..=PAGE_MAX)?.unwrap_or(PAGE_DEFAULT),
         cursor: cursor.map(String::from),
+        consistency,
     };
     let page = scope.app.shards.list(query).await?;
     Ok(listing(scope, &page).respond(StatusCode::OK))

@@ -17,6 +17,7 @@ mod part;
 mod policy;
 mod render;
 mod reply;
+mod reply_codec;
 mod runs;
 mod state;
 mod window;

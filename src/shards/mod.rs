@@ -1,28 +1,52 @@
-//! Routing: what the edge calls. Turns a conversation id into its group and serves the request there.
+//! Routing: what the edge calls. Takes a request to the group of its conversation, wherever that is led or hosted.
 //!
-//! Guarantees: a write that answers was committed and applied; [`WriteError`] tells "not applied" from "unknown".
-//! Lacks, until nodes have peers: forwarding to a leader elsewhere.
+//! Guarantees: a write that answers was committed and applied; [`WriteError`] tells "not applied" from "unknown", also
+//! through other nodes; a write is sent on once, and tried again only while it certainly had no effect.
+//!
+//! Reading order: `route` decides (pure), `search` repeats that within a deadline, `write` and `read` do the work, `here`
+//! reads what is hosted here, `remote` is what nodes say to each other, `attached` is what all of them work with.
 
+mod attached;
+mod fresh;
+mod here;
+mod indexes;
+mod links;
 mod list;
+mod local;
+mod node;
 pub mod placement;
 mod read;
+mod remote;
+mod route;
+mod search;
+mod standing;
+#[cfg(test)]
+mod tests;
 mod types;
+mod watch;
+mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
-pub use self::read::Watcher;
+use self::attached::Attached;
+use self::links::{Links, NoLinks};
+use self::local::Local;
+use self::placement::{GROUPS, META_GROUP, Placement};
+use self::remote::service::Bounds;
+use self::search::Deadline;
 pub use self::types::*;
+pub use self::watch::Watcher;
 use crate::conversation::{Action, Command, ConversationId, Reply};
 use crate::metrics::Metrics;
-use crate::raft::{Group, Node, WriteFailure};
+use crate::raft::Node;
 use crate::store::Failure;
 
-/// Bytes of commands proposed and not yet answered; further proposals wait.
+/// Bytes of commands proposed here and not yet answered; further proposals wait.
 const PROPOSED_BYTES_MAX: usize = 64 << 20;
 
 const STARTING: &str = "the node is recovering its files";
@@ -33,13 +57,16 @@ pub struct Shards(Arc<Inner>);
 
 struct Inner {
     /// Set once recovery is done; the edge serves health before that.
-    node: OnceLock<Arc<Node>>,
+    attached: OnceLock<Attached>,
     proposed_bytes: Semaphore,
+    /// What is served for other nodes.
+    bounds: Bounds,
     request_timeout: Duration,
     /// An operator asked for no more writes.
     draining: AtomicBool,
     /// The process is ending: what has arrived is still served.
     leaving: AtomicBool,
+    was_ready: AtomicBool,
     failure: Failure,
 }
 
@@ -48,47 +75,71 @@ impl Shards {
     /// quorum, and how long a proposal may stay unanswered before its outcome counts as unknown.
     pub fn new(failure: Failure, request_timeout: Duration) -> Self {
         Self(Arc::new(Inner {
-            node: OnceLock::new(),
+            attached: OnceLock::new(),
             proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
+            bounds: Bounds::default(),
             request_timeout,
             draining: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            was_ready: AtomicBool::new(false),
             failure,
         }))
     }
 
-    /// The node has recovered: serve from it.
+    /// The node has recovered: serve from it. Within a runtime.
     pub fn attach(&self, node: Arc<Node>) {
-        let _ = self.0.node.set(node);
+        let hosts = (0..=META_GROUP.max(GROUPS)).map(|group| (group, vec![node.node_id]));
+        let placement = tokio::sync::watch::Sender::new(Arc::new(Placement::new(hosts)));
+        self.attach_parts(node, Arc::new(NoLinks), placement.subscribe());
     }
 
-    /// Replicates a command and answers once it is applied here.
+    fn attach_parts(
+        &self,
+        local: Arc<dyn Local>,
+        links: Arc<dyn Links>,
+        placement: tokio::sync::watch::Receiver<Arc<Placement>>,
+    ) {
+        if self.0.attached.set(Attached::new(local, links, placement)).is_ok() {
+            tokio::spawn(standing::prove_replicas(Arc::downgrade(&self.0)));
+        }
+    }
+
+    /// Replicates a command and answers once it is applied.
     ///
     /// # Errors
     /// [`WriteError::UnknownOutcome`] when the command may have been or may yet be applied; all other errors mean
     /// that it certainly was not.
     pub async fn propose(&self, id: &ConversationId, action: Action) -> Result<Reply, WriteError> {
-        self.accepts_writes()?;
-        let command = Command { id: id.clone(), now_ms: now_ms(), action }.encode();
-        let weight = command.len().min(PROPOSED_BYTES_MAX) as u32;
-        let _room = self.0.proposed_bytes.acquire_many(weight).await.map_err(|_| WriteError::Draining)?;
-        let node = self.0.node.get().ok_or_else(|| WriteError::NotApplied(STARTING.into()))?;
-        let _inflight = InFlight::new(&node.shared.metrics, weight);
-        let Some(group) = node.group(placement::group_of(id)) else {
-            return Err(WriteError::NotApplied(STARTING.into()));
-        };
-        let unknown = |why| {
-            node.shared.metrics.unknown_outcomes_total.inc();
-            WriteError::UnknownOutcome(why)
-        };
-        match timeout(self.0.request_timeout, group.write(command)).await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(WriteFailure::NotLeader)) => {
-                Err(WriteError::NotApplied(WriteFailure::NotLeader.to_string()))
-            }
-            Ok(Err(WriteFailure::Unknown(why))) => Err(unknown(why)),
-            Err(_) => Err(unknown(format!("no answer within {:?}", self.0.request_timeout))),
+        if self.0.draining.load(Ordering::Relaxed) {
+            return Err(WriteError::Draining);
         }
+        self.propose_to(placement::group_of(id), id, action).await
+    }
+
+    /// As [`Shards::propose`], to a group of the caller's choice, also while draining: for the cluster's own state.
+    pub async fn propose_to(
+        &self,
+        group: u16,
+        id: &ConversationId,
+        action: Action,
+    ) -> Result<Reply, WriteError> {
+        if self.0.failure.is_raised() {
+            return Err(WriteError::NotApplied("the node has failed and is stopping".into()));
+        }
+        let attached = self.attached().map_err(|_| WriteError::NotApplied(STARTING.into()))?;
+        let command = Command { id: id.clone(), now_ms: now_ms(), action }.encode();
+        let deadline = Deadline::after(self.0.request_timeout);
+        let weight = command.len().min(PROPOSED_BYTES_MAX) as u32;
+        let room = timeout_at(deadline.answer_by, self.0.proposed_bytes.acquire_many(weight)).await;
+        let Ok(Ok(_room)) = room else {
+            return Err(WriteError::NotApplied("too many bytes wait to be replicated".into()));
+        };
+        let _inflight = InFlight::new(attached.metrics(), command.len());
+        let result = attached.write(group, command, &deadline).await;
+        if let Err(WriteError::UnknownOutcome(_)) = &result {
+            attached.metrics().unknown_outcomes_total.inc();
+        }
+        result
     }
 
     /// Stops accepting writes; reads go on.
@@ -101,46 +152,8 @@ impl Shards {
         self.0.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Whether this node should get traffic.
-    pub fn readiness(&self) -> Readiness {
-        if self.0.failure.is_raised() {
-            return Readiness::Degraded("the node has failed and is stopping".into());
-        }
-        if self.0.draining.load(Ordering::Relaxed) || self.0.leaving.load(Ordering::Relaxed) {
-            return Readiness::Draining;
-        }
-        let Some(node) = self.0.node.get() else { return Readiness::Starting(STARTING.into()) };
-        if !node.has_space() {
-            return Readiness::Degraded("no disk space is left for appends".into());
-        }
-        match node.hosted().iter().find(|group| group.leader().is_none()) {
-            Some(group) => Readiness::Starting(format!("group {} has no leader", group.number())),
-            None => Readiness::Ready,
-        }
-    }
-
-    /// How many of the groups hosted here this node leads, and how many it hosts.
-    pub fn leadership(&self) -> (usize, usize) {
-        let Some(node) = self.0.node.get() else { return (0, 0) };
-        let groups = node.hosted();
-        (groups.iter().filter(|group| group.is_leader()).count(), groups.len())
-    }
-
-    fn accepts_writes(&self) -> Result<(), WriteError> {
-        if self.0.draining.load(Ordering::Relaxed) {
-            return Err(WriteError::Draining);
-        }
-        if self.0.failure.is_raised() {
-            return Err(WriteError::NotApplied("the node has failed and is stopping".into()));
-        }
-        if self.0.node.get().is_some_and(|node| !node.has_space()) {
-            return Err(WriteError::Full);
-        }
-        Ok(())
-    }
-
-    fn group(&self, id: &ConversationId) -> Option<Arc<Group>> {
-        self.0.node.get()?.group(placement::group_of(id))
+    fn attached(&self) -> Result<&Attached, ReadError> {
+        self.0.attached.get().ok_or_else(|| ReadError::Unavailable(STARTING.into()))
     }
 }
 
@@ -151,8 +164,8 @@ struct InFlight<'a> {
 }
 
 impl<'a> InFlight<'a> {
-    fn new(metrics: &'a Metrics, bytes: u32) -> Self {
-        let bytes = i64::from(bytes);
+    fn new(metrics: &'a Metrics, bytes: usize) -> Self {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         metrics.proposals_inflight.inc();
         metrics.proposed_bytes.add(bytes);
         Self { metrics, bytes }

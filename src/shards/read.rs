@@ -1,47 +1,36 @@
-//! Reads: plan on the records, then fetch only the message bytes that were chosen.
+//! Reads: from the state here if the group is hosted here, else by asking a node that hosts it.
+//!
+//! Reads have no effects, so that every failure of an attempt is safe to try again until the request's time is up.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
-use super::{
-    Change, ChangePage, Consistency, EventPage, EventsQuery, Order, ReadError, ReadOptions, STARTING, Shards,
-    StoredEvent, Usage, Window, WindowMessage,
-};
-use crate::conversation::{
-    self, ConversationId, Description, Edit, EventRange, EventRef, HistoryError, Location, PlanError,
-    StreamItem, StreamKind, WindowQuery, changes_after, plan_events, plan_window,
-};
-use crate::raft::Group;
-use crate::store::StoreError;
+use super::attached::Attached;
+use super::fresh::{Missed, NO_LEADER};
+use super::here;
+use super::links::Method;
+use super::placement::group_of;
+use super::remote::wire::{self, EventsAsked, Question, ReadAnswer, ReadCall, WindowAsked};
+use super::route::Route;
+use super::search::{Deadline, Search};
+use super::{ChangePage, Consistency, EventPage, EventsQuery, ReadError, ReadOptions, Shards, Usage, Window};
+use crate::conversation::{ConversationId, Description, WindowQuery};
+use crate::store::GroupStore;
 
 /// Longest wait for `min_version`.
-const MIN_VERSION_WAIT: Duration = Duration::from_secs(5);
-/// Changes planned for one page of a stream.
-const CHANGES_PER_PAGE: usize = 256;
+pub(super) const MIN_VERSION_WAIT: Duration = Duration::from_secs(5);
 
-impl From<StoreError> for ReadError {
-    fn from(error: StoreError) -> Self {
-        Self::Internal(error.to_string())
-    }
-}
+/// Whatever a host has applied.
+const LOCAL: ReadOptions = ReadOptions { consistency: Consistency::Local, min_version: None };
 
-impl From<HistoryError> for ReadError {
-    fn from(error: HistoryError) -> Self {
-        Self::Internal(error.to_string())
-    }
-}
-
-impl From<PlanError> for ReadError {
-    fn from(error: PlanError) -> Self {
-        match error {
-            PlanError::VersionInFuture { requested, current } => Self::VersionInFuture { requested, current },
-            PlanError::History(error) => Self::Internal(error.to_string()),
-        }
-    }
+/// Where a read can be answered.
+enum Reached {
+    /// From this state, which is as fresh as asked for.
+    Here(Arc<GroupStore>),
+    /// It has been, elsewhere.
+    Answer(ReadAnswer),
 }
 
 impl Shards {
@@ -51,14 +40,20 @@ impl Shards {
         id: &ConversationId,
         options: ReadOptions,
     ) -> Result<Option<Description>, ReadError> {
-        let group = self.fresh_group(id, options).await?;
-        Ok(group.store.read(id, |c, _| c.describe())?)
+        match self.reach(id, options, Question::Describe).await? {
+            Reached::Here(store) => here::describe(&store, id),
+            Reached::Answer(ReadAnswer::Description(description)) => Ok(Some(description.into())),
+            Reached::Answer(other) => other.no_value(),
+        }
     }
 
     /// A conversation's version.
     pub async fn version(&self, id: &ConversationId, options: ReadOptions) -> Result<Option<u64>, ReadError> {
-        let group = self.fresh_group(id, options).await?;
-        Ok(group.store.read(id, |c, _| c.version())?)
+        match self.reach(id, options, Question::Version).await? {
+            Reached::Here(store) => here::version(&store, id),
+            Reached::Answer(ReadAnswer::Version(version)) => Ok(Some(version)),
+            Reached::Answer(other) => other.no_value(),
+        }
     }
 
     /// The window its policy makes of a conversation.
@@ -68,50 +63,24 @@ impl Shards {
         query: WindowQuery,
         options: ReadOptions,
     ) -> Result<Option<Window>, ReadError> {
-        let group = self.fresh_group(id, options).await?;
-        let Some(plan) = group.store.read(id, |c, history| plan_window(c, id, history, &query))? else {
-            return Ok(None);
-        };
-        let plan = plan?;
-        let bodies = self.bodies(&group, plan.messages.iter().map(|m| m.location)).await?;
-        let messages = plan
-            .messages
-            .into_iter()
-            .zip(bodies)
-            .map(|(message, body)| {
-                let body = match message.edit {
-                    Edit::Whole => body,
-                    Edit::Parts(edits) => conversation::render_edited(&body, &edits)
-                        .map_err(|e| ReadError::Internal(format!("stored message {}: {e}", message.seq)))?,
-                };
-                Ok(WindowMessage {
-                    seq: message.seq,
-                    to_seq: message.to_seq,
-                    body,
-                    token_count: message.token_count,
-                    inserted_at_ms: message.inserted_at_ms,
-                })
-            })
-            .collect::<Result<_, ReadError>>()?;
-        Ok(Some(Window {
-            version: plan.version,
-            used_tokens: plan.used_tokens,
-            needs_compaction: plan.needs_compaction,
-            segments: plan.segments,
-            messages,
-            left_out: plan.left_out,
-        }))
+        match self.reach(id, options, Question::Window(WindowAsked::from(query))).await? {
+            Reached::Here(store) => here::window(&store, id, &query).await,
+            Reached::Answer(ReadAnswer::Window(window)) => Ok(Some(window.into())),
+            Reached::Answer(other) => other.no_value(),
+        }
     }
 
     /// How full the window is as of a version; no message is read for it.
-    pub fn usage(&self, id: &ConversationId, at_version: u64) -> Result<Option<Usage>, ReadError> {
-        let group = self.readable_group(id)?;
-        let query = WindowQuery { at_version: Some(at_version), ..WindowQuery::default() };
-        let Some(plan) = group.store.read(id, |c, history| plan_window(c, id, history, &query))? else {
-            return Ok(None);
-        };
-        let plan = plan?;
-        Ok(Some(Usage { used_tokens: plan.used_tokens, needs_compaction: plan.needs_compaction }))
+    pub async fn usage(&self, id: &ConversationId, at_version: u64) -> Result<Option<Usage>, ReadError> {
+        // The version came from a read that may have been answered by another node.
+        let options = ReadOptions { min_version: Some(at_version), ..LOCAL };
+        match self.reach(id, options, Question::Usage { at_version }).await? {
+            Reached::Here(store) => here::usage(&store, id, at_version),
+            Reached::Answer(ReadAnswer::Usage { used_tokens, needs_compaction }) => {
+                Ok(Some(Usage { used_tokens, needs_compaction }))
+            }
+            Reached::Answer(other) => other.no_value(),
+        }
     }
 
     /// A page of the log.
@@ -121,23 +90,11 @@ impl Shards {
         query: EventsQuery,
         options: ReadOptions,
     ) -> Result<Option<EventPage>, ReadError> {
-        let group = self.fresh_group(id, options).await?;
-        let planned = group.store.read(id, |c, history| {
-            let range = resolve(&query, c.last_seq());
-            let metas = plan_events(c, id, history, &range)?;
-            Ok::<_, HistoryError>((metas, range, c.version(), c.last_seq(), c.status()))
-        })?;
-        let Some(planned) = planned else { return Ok(None) };
-        let (metas, range, version, last_seq, status) = planned?;
-        let has_more = metas.last().is_some_and(|last| match range.newest_first {
-            true => last.seq > range.from_seq,
-            false => last.seq < range.to_seq,
-        });
-        let mut events = self.stored_events(&group, metas).await?;
-        if query.tail_offset.is_some() {
-            events.reverse();
+        match self.reach(id, options, Question::Events(EventsAsked::from(query.clone()))).await? {
+            Reached::Here(store) => here::events(&store, id, &query).await,
+            Reached::Answer(ReadAnswer::Events(page)) => Ok(Some(page.into())),
+            Reached::Answer(other) => other.no_value(),
         }
-        Ok(Some(EventPage { events, has_more, version, last_seq, status }))
     }
 
     /// What happened after a version, in order, as far as fits `limit_bytes` (at least one change).
@@ -147,172 +104,122 @@ impl Shards {
         after_version: u64,
         limit_bytes: u64,
     ) -> Result<Option<ChangePage>, ReadError> {
-        let group = self.readable_group(id)?;
-        let planned = group.store.read(id, |c, history| {
-            let items = changes_after(c, id, history, after_version, CHANGES_PER_PAGE, limit_bytes)?;
-            Ok::<_, HistoryError>((items, c.version(), c.status()))
-        })?;
-        let Some(planned) = planned else { return Ok(None) };
-        let (items, version, status) = planned?;
-        let events = items.iter().filter_map(|item| match &item.kind {
-            StreamKind::Event(event) => Some(*event),
-            _ => None,
-        });
-        let mut events = self.stored_events(&group, events.collect()).await?.into_iter();
-        let changes = items.into_iter().map(|item| change(item, &mut events)).collect();
-        Ok(Some(ChangePage { changes, version, status }))
-    }
-
-    /// Follows a conversation's version on this node.
-    pub fn watch(&self, id: &ConversationId) -> Result<Watcher, ReadError> {
-        Ok(Watcher { version: self.readable_group(id)?.store.watch(id)? })
-    }
-
-    pub(super) fn readable_group(&self, id: &ConversationId) -> Result<Arc<Group>, ReadError> {
-        self.group(id).ok_or_else(|| ReadError::Unavailable(STARTING.into()))
-    }
-
-    /// The conversation's group, once it is as fresh here as asked for.
-    async fn fresh_group(&self, id: &ConversationId, options: ReadOptions) -> Result<Arc<Group>, ReadError> {
-        let group = self.readable_group(id)?;
-        if options.consistency == Consistency::Linearizable {
-            let confirmed = timeout(self.0.request_timeout, group.linearize()).await;
-            let late = |_| ReadError::Unavailable("a quorum did not confirm the read in time".into());
-            confirmed.map_err(late)?.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        match self.reach(id, LOCAL, Question::Changes { after_version, limit_bytes }).await? {
+            Reached::Here(store) => here::changes(&store, id, after_version, limit_bytes).await,
+            Reached::Answer(ReadAnswer::Changes(page)) => Ok(Some(page.into())),
+            Reached::Answer(other) => other.no_value(),
         }
-        if let Some(wanted) = options.min_version
-            && group.store.read(id, |c, _| c.version())?.unwrap_or(0) < wanted
-        {
-            let mut watcher = self.watch(id)?;
-            let reached =
-                timeout(MIN_VERSION_WAIT, watcher.version.wait_for(|version| *version >= wanted)).await;
-            if !matches!(reached, Ok(Ok(_))) {
-                return Err(ReadError::Unavailable(format!(
-                    "version {wanted} was not reached within {MIN_VERSION_WAIT:?}"
-                )));
+    }
+
+    /// Makes attempts, here or elsewhere, until one succeeds or the time is up.
+    async fn reach(
+        &self,
+        id: &ConversationId,
+        options: ReadOptions,
+        question: Question,
+    ) -> Result<Reached, ReadError> {
+        let attached = self.attached()?;
+        let group = group_of(id);
+        let deadline = Deadline::after(self.0.request_timeout);
+        let mut search = Search::new(attached, group);
+        let linearizable = options.consistency == Consistency::Linearizable;
+        let mut call = None;
+        loop {
+            let missed = match attached.readable(group) {
+                Some(replica) => {
+                    let fresh = match linearizable {
+                        true => attached.refresh(&replica, &mut search, &deadline).await,
+                        false => Ok(()),
+                    };
+                    match fresh {
+                        Ok(()) => {
+                            await_version(replica.store(), id, options.min_version).await?;
+                            return Ok(Reached::Here(replica.store().clone()));
+                        }
+                        Err(missed) => missed,
+                    }
+                }
+                None => {
+                    let call = call.get_or_insert_with(|| ReadCall {
+                        id: id.as_str().to_owned(),
+                        linearizable,
+                        min_version: options.min_version,
+                        question: question.clone(),
+                    });
+                    match attached.ask(call, group, &mut search, &deadline).await {
+                        Ok(answer) => return Ok(Reached::Answer(answer)),
+                        Err(missed) => missed,
+                    }
+                }
+            };
+            if !search.again(missed.leader, &deadline).await {
+                return Err(ReadError::Unavailable(missed.why));
             }
         }
-        Ok(group)
     }
+}
 
-    async fn stored_events(
+impl Attached {
+    /// Has another node answer a read, by one attempt.
+    async fn ask(
         &self,
-        group: &Group,
-        metas: Vec<EventRef>,
-    ) -> Result<Vec<StoredEvent>, ReadError> {
-        let bodies = self.bodies(group, metas.iter().map(|m| m.location)).await?;
-        let events = metas.into_iter().zip(bodies).map(|(meta, body)| StoredEvent {
-            seq: meta.seq,
-            body,
-            token_count: meta.token_count,
-            inserted_at_ms: meta.inserted_at_ms,
-        });
-        Ok(events.collect())
-    }
-
-    /// Message bytes: inline when all are cached, else on the blocking pool, since the disk may be asked.
-    async fn bodies(
-        &self,
-        group: &Group,
-        locations: impl Iterator<Item = Location> + Clone,
-    ) -> Result<Vec<Bytes>, ReadError> {
-        if let Some(bodies) = group.store.cached_bodies(locations.clone()) {
-            return Ok(bodies);
-        }
-        let (store, locations) = (group.store.clone(), locations.collect::<Vec<_>>());
-        let read = tokio::task::spawn_blocking(move || store.bodies(&locations)).await;
-        let bodies = read.map_err(|e| ReadError::Internal(format!("read task: {e}")))?;
-        if let Err(error @ StoreError::Damaged { .. }) = &bodies {
-            tracing::error!(event = "message_damaged", error = %error);
-        }
-        Ok(bodies?)
-    }
-}
-
-/// Wakes when a conversation moves on.
-pub struct Watcher {
-    version: watch::Receiver<u64>,
-}
-
-impl Watcher {
-    /// Resolves with the newest version once it exceeds `seen`. Never resolves if the node stops first.
-    pub async fn beyond(&mut self, seen: u64) -> u64 {
-        let version = self.version.wait_for(|version| *version > seen).await.map(|version| *version);
-        match version {
-            Ok(version) => version,
-            Err(_) => std::future::pending().await,
+        call: &ReadCall,
+        group: u16,
+        search: &mut Search<'_>,
+        deadline: &Deadline,
+    ) -> Result<ReadAnswer, Missed> {
+        let route = if call.linearizable { search.leader() } else { search.host() };
+        let Route::To(node) = route else {
+            let why =
+                if call.linearizable { NO_LEADER } else { "no node that hosts the group can be reached" };
+            return Err(Missed::new(why));
+        };
+        let Ok(Ok(_room)) = timeout_at(deadline.answer_by, self.room.reads.acquire()).await else {
+            return Err(Missed::new("too many requests wait for other nodes"));
+        };
+        let metrics = self.metrics();
+        metrics.forwarded_requests_total.inc();
+        let limit =
+            deadline.left() + if call.min_version.is_some() { MIN_VERSION_WAIT } else { Duration::ZERO };
+        let answer = self.links.call(node, Method::Read, vec![wire::encode(call)], limit).await;
+        let answer = answer
+            .map_err(|error| Missed::new(error.to_string()))
+            .and_then(|bytes| wire::decode(&bytes).map_err(|error| Missed::new(error.to_string())));
+        match answer {
+            Ok(ReadAnswer::NotLeader { leader }) => Err(Missed {
+                why: "the node asked does not lead the group".into(),
+                leader: leader.map(u128::from),
+            }),
+            Ok(ReadAnswer::Unavailable(why)) => Err(Missed::new(why)),
+            Ok(answer) => {
+                if call.linearizable {
+                    self.remember_leader(group, Some(node));
+                }
+                Ok(answer)
+            }
+            Err(missed) => {
+                metrics.forward_failures_total.inc();
+                Err(missed)
+            }
         }
     }
 }
 
-/// The range of seqs a query means, in a log of `last_seq` events.
-fn resolve(query: &EventsQuery, last_seq: u64) -> EventRange {
-    let mut range = EventRange {
-        from_seq: 1,
-        to_seq: query.to_seq.unwrap_or(last_seq).min(last_seq),
-        newest_first: query.order == Order::Descending,
-        limit: query.limit,
-        limit_bytes: query.limit_bytes,
-    };
-    if let Some(offset) = query.tail_offset {
-        range.to_seq = last_seq.saturating_sub(offset);
-        range.from_seq = range.to_seq.saturating_sub(query.limit as u64) + 1;
-        // A tail page that is cut short must keep its newest end, which the next page joins.
-        range.newest_first = true;
-        return range;
+/// Waits, within bounds, until the state here has reached a version.
+pub(super) async fn await_version(
+    store: &Arc<GroupStore>,
+    id: &ConversationId,
+    wanted: Option<u64>,
+) -> Result<(), ReadError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    if here::version(store, id)?.unwrap_or(0) >= wanted {
+        return Ok(());
     }
-    range.from_seq = match query.from_seq {
-        Some(negative) if negative < 0 => (last_seq + 1).saturating_sub(negative.unsigned_abs()).max(1),
-        Some(from) => from.unsigned_abs().max(1),
-        None => 1,
-    };
-    match (query.cursor, query.order) {
-        (Some(cursor), Order::Ascending) => range.from_seq = range.from_seq.max(cursor.saturating_add(1)),
-        (Some(cursor), Order::Descending) => range.to_seq = range.to_seq.min(cursor.saturating_sub(1)),
-        (None, _) => {}
-    }
-    range
-}
-
-fn change(item: StreamItem, events: &mut impl Iterator<Item = StoredEvent>) -> Change {
-    let version = item.version;
-    match item.kind {
-        StreamKind::Event(_) => {
-            Change::Event { version, event: events.next().expect("one event was read for each planned one") }
-        }
-        StreamKind::Compaction { from_seq, to_seq } => Change::Compaction { version, from_seq, to_seq },
-        StreamKind::Settings | StreamKind::Metadata => Change::Settings { version },
-        StreamKind::Tombstoned => Change::Tombstoned { version },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn query() -> EventsQuery {
-        EventsQuery { limit: 100, limit_bytes: 1 << 20, ..EventsQuery::default() }
-    }
-
-    fn resolved(query: EventsQuery, last_seq: u64) -> (u64, u64, Order) {
-        let range = resolve(&query, last_seq);
-        (range.from_seq, range.to_seq, if range.newest_first { Order::Descending } else { Order::Ascending })
-    }
-
-    #[test]
-    fn queries_resolve_to_inclusive_ranges() {
-        let asc = Order::Ascending;
-        assert_eq!(resolved(query(), 10), (1, 10, asc));
-        assert_eq!(resolved(EventsQuery { from_seq: Some(-3), ..query() }, 10), (8, 10, asc));
-        assert_eq!(resolved(EventsQuery { from_seq: Some(-30), ..query() }, 10), (1, 10, asc));
-        assert_eq!(resolved(EventsQuery { cursor: Some(4), ..query() }, 10), (5, 10, asc));
-        assert_eq!(resolved(EventsQuery { cursor: Some(99), ..query() }, 10), (100, 10, asc));
-        let desc = EventsQuery { cursor: Some(4), order: Order::Descending, ..query() };
-        assert_eq!(resolved(desc, 10), (1, 3, Order::Descending));
-        let tail = |offset, limit| EventsQuery { tail_offset: Some(offset), limit, ..query() };
-        assert_eq!(resolved(tail(0, 4), 10), (7, 10, Order::Descending));
-        assert_eq!(resolved(tail(8, 4), 10), (1, 2, Order::Descending));
-        assert_eq!(resolved(tail(10, 4), 10), (1, 0, Order::Descending));
-        assert_eq!(resolved(query(), 0), (1, 0, asc));
+    let mut version = store.watch(id)?;
+    match timeout(MIN_VERSION_WAIT, version.wait_for(|version| *version >= wanted)).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(ReadError::Unavailable(format!(
+            "version {wanted} was not reached within {MIN_VERSION_WAIT:?}"
+        ))),
     }
 }

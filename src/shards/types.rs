@@ -168,6 +168,8 @@ pub struct ListQuery {
     pub limit: usize,
     /// Continue after this id.
     pub cursor: Option<String>,
+    /// How fresh each group's share must be; the listing is no snapshot over groups.
+    pub consistency: Consistency,
 }
 
 /// A page of the listing in id order.

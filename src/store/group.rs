@@ -47,7 +47,7 @@ pub(super) struct Inner {
     pub(super) fresh: Fresh,
     /// What a running checkpoint is writing; still read from here until it is in the index.
     pub(super) writing: Option<Arc<Fresh>>,
-    watchers: HashMap<ConversationId, watch::Sender<u64>>,
+    pub(super) watchers: HashMap<ConversationId, watch::Sender<u64>>,
     /// What the index holds.
     pub(super) persisted: Option<Applied>,
     pub(super) persisted_membership: Bytes,
@@ -188,10 +188,20 @@ impl GroupStore {
         Ok(Some(answer))
     }
 
+    /// Whether a snapshot is replacing everything, so that nothing can be read.
+    pub(crate) fn is_installing(&self) -> bool {
+        self.inner.lock().installing
+    }
+
     /// Follows a conversation's version. The value is the newest version applied here, 0 for an unknown one.
+    /// Closed when a snapshot replaces the state, or when the group is no longer hosted here.
     pub(crate) fn watch(&self, id: &ConversationId) -> Result<watch::Receiver<u64>, StoreError> {
-        let version = self.read(id, |conversation, _| conversation.version())?.unwrap_or(0);
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock_verified_for(id)?;
+        let inner = &mut *inner;
+        // Under one lock with the look at the version, so that no change falls between the two.
+        let live = self.take(inner, id)?;
+        let version = live.as_ref().map_or(0, |live| live.conversation.version());
+        inner.put_back(id, live);
         inner.watchers.retain(|_, sender| sender.receiver_count() > 0);
         let sender = inner.watchers.entry(id.clone()).or_insert_with(|| watch::Sender::new(version));
         sender.send_if_modified(|seen| {

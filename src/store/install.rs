@@ -91,6 +91,8 @@ impl GroupStore {
         inner.verified |= whole;
         inner.installing = false;
         inner.meta_dirty = true;
+        // Versions may have moved: whoever watches finds the watch closed, and begins a new one.
+        inner.watchers.clear();
     }
 
     pub(super) fn clear_index(&self) -> Result<(), StoreError> {

@@ -121,7 +121,7 @@ impl Source {
                 return Ok(None);
             }
             if self.owes_window && Instant::now() >= self.next_window {
-                let usage = self.usage(self.position)?;
+                let usage = self.usage(self.position).await?;
                 self.push_window(usage);
                 continue;
             }
@@ -130,13 +130,13 @@ impl Source {
             if page.changes.is_empty() {
                 self.on_caught_up(&page).await;
             } else {
-                self.on_changes(&page)?;
+                self.on_changes(&page).await?;
             }
         }
     }
 
     /// Turns a page into frames.
-    fn on_changes(&mut self, page: &ChangePage) -> Result<(), ReadError> {
+    async fn on_changes(&mut self, page: &ChangePage) -> Result<(), ReadError> {
         let mut frames = VecDeque::with_capacity(page.changes.len());
         let mut position = self.position;
         let mut owes_window = self.owes_window;
@@ -159,7 +159,7 @@ impl Source {
                 }
                 // The one frame that tells of this version, so it is sent for the past too.
                 Change::Settings { .. } => {
-                    let usage = self.usage(version)?;
+                    let usage = self.usage(version).await?;
                     frames.push_back(Frame::window(self.dialect, version, usage));
                     owes_window = false;
                 }
@@ -199,8 +199,8 @@ impl Source {
     }
 
     /// As of exactly the version delivered: a newer one would make the client skip what it has not seen yet.
-    fn usage(&self, version: u64) -> Result<Usage, ReadError> {
-        let usage = self.shards.usage(&self.id, version)?;
+    async fn usage(&self, version: u64) -> Result<Usage, ReadError> {
+        let usage = self.shards.usage(&self.id, version).await?;
         usage.ok_or_else(|| ReadError::Internal("the conversation vanished".into()))
     }
 }

@@ -1,0 +1,78 @@
+//! What routing needs of the links to other nodes, as a trait, so that it can be tested without a network.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum CallError {
+    /// Never reached the other side.
+    #[error("{0}")]
+    NotSent(String),
+    /// Sent, and perhaps served: the link broke or the time was up.
+    #[error("{0}")]
+    Lost(String),
+    /// The other side did nothing, and said why.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Calls to other nodes.
+pub(super) trait Links: Send + Sync + 'static {
+    fn is_up(&self, node: u128) -> bool;
+    /// Calls a method; the body goes out as one, made of the parts.
+    fn call(
+        &self,
+        to: u128,
+        method: Method,
+        body: Vec<Bytes>,
+        limit: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+}
+
+/// The calls that nodes make on behalf of requests. The numbers are a contract with other versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub(super) enum Method {
+    /// A command to the leader of its group.
+    ForwardWrite = 16,
+    /// Read indexes of groups, from their leader.
+    ReadIndex = 17,
+    /// A read of a conversation, to a host of its group.
+    Read = 18,
+    /// Waits, within bounds, until a conversation has moved on.
+    WaitBeyond = 19,
+    /// A page of the listing of some groups.
+    List = 20,
+}
+
+/// The methods served by this module.
+pub(super) const METHODS: std::ops::RangeInclusive<u16> = 16..=31;
+
+impl Method {
+    pub(super) fn from_number(number: u16) -> Option<Method> {
+        let all = [Method::ForwardWrite, Method::ReadIndex, Method::Read, Method::WaitBeyond, Method::List];
+        all.into_iter().find(|method| *method as u16 == number)
+    }
+}
+
+/// The links of a node that has none.
+pub(super) struct NoLinks;
+
+impl Links for NoLinks {
+    fn is_up(&self, _: u128) -> bool {
+        false
+    }
+
+    fn call(
+        &self,
+        _: u128,
+        _: Method,
+        _: Vec<Bytes>,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
+        Box::pin(async { Err(CallError::NotSent("this node has no links".into())) })
+    }
+}

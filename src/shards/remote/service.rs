@@ -1,0 +1,189 @@
+//! The side that serves other nodes' calls. It never sends a request on: a call that does not belong here says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::codec::{self, Outcome, ReadIndex};
+use super::convert;
+use super::wire::{self, ListCall, Question, ReadAnswer, ReadCall, WaitCall};
+use crate::conversation::{Command, ConversationId, FrameLocation};
+use crate::shards::attached::Attached;
+use crate::shards::fresh::Missed;
+use crate::shards::indexes::INDEX_CALL_MAX;
+use crate::shards::links::Method;
+use crate::shards::placement::{GROUPS, META_GROUP, group_of};
+use crate::shards::read::await_version;
+use crate::shards::search::Deadline;
+use crate::shards::watch::WAIT_MAX;
+use crate::shards::{InFlight, ReadError, STARTING, Shards, here};
+use crate::store::GroupStore;
+
+/// Bytes of other nodes' commands at work; more wait. Apart from this node's own proposals, which may in turn wait for
+/// another node: two nodes must never wait for each other's room.
+const WRITES_BYTES_MAX: usize = 64 << 20;
+/// Reads of other nodes answered at once; a page of each is in memory. More wait.
+const READS_MAX: usize = 64;
+/// Waits of other nodes held at once. More are refused.
+const WAITS_MAX: usize = 4_096;
+
+/// The bounds of what is served for other nodes.
+pub(crate) struct Bounds {
+    write_bytes: Semaphore,
+    reads: Semaphore,
+    waits: Semaphore,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let write_bytes = Semaphore::new(WRITES_BYTES_MAX);
+        Self { write_bytes, reads: Semaphore::new(READS_MAX), waits: Semaphore::new(WAITS_MAX) }
+    }
+}
+
+impl Shards {
+    /// Serves a call of another node. An error means that nothing was done.
+    pub(crate) async fn serve(&self, method: u16, body: Bytes) -> Result<Bytes, String> {
+        let method = Method::from_number(method).ok_or_else(|| format!("unknown method {method}"))?;
+        let attached = self.attached().map_err(|_| STARTING.to_owned())?;
+        if self.0.failure.is_raised() {
+            return Err("the node has failed and is stopping".to_owned());
+        }
+        attached.metrics().served_for_peers_total.inc();
+        match method {
+            Method::ForwardWrite => {
+                let (group, command) = codec::read_forward_write(body).map_err(|e| e.to_string())?;
+                Ok(self.serve_write(attached, group, command).await?.encode())
+            }
+            Method::ReadIndex => {
+                let groups = codec::read_groups(body).map_err(|e| e.to_string())?;
+                Ok(codec::indexes(&attached.serve_indexes(&groups).await))
+            }
+            Method::Read => {
+                let call: ReadCall = wire::decode(&body).map_err(|e| e.to_string())?;
+                let answer = self.serve_read(attached, call).await.unwrap_or_else(ReadAnswer::from);
+                Ok(wire::encode(&answer))
+            }
+            Method::WaitBeyond => {
+                let call: WaitCall = wire::decode(&body).map_err(|e| e.to_string())?;
+                let _permit = self.0.bounds.waits.try_acquire().map_err(|_| "too many waits".to_owned())?;
+                Ok(wire::encode(&attached.serve_wait(&call).await.map_err(|e| e.to_string())?))
+            }
+            Method::List => {
+                let call: ListCall = wire::decode(&body).map_err(|e| e.to_string())?;
+                let _permit = self.0.bounds.reads.acquire().await.map_err(|e| e.to_string())?;
+                Ok(wire::encode(&attached.serve_list(call, &Deadline::after(self.0.request_timeout)).await))
+            }
+        }
+    }
+
+    async fn serve_write(&self, attached: &Attached, group: u16, command: Bytes) -> Result<Outcome, String> {
+        check(group, &command)?;
+        let deadline = Deadline::after(self.0.request_timeout);
+        let weight = command.len().min(WRITES_BYTES_MAX) as u32;
+        let room = self.0.bounds.write_bytes.acquire_many(weight);
+        let Ok(Ok(_room)) = timeout(self.0.request_timeout, room).await else {
+            return Ok(Outcome::NotApplied("the leader has too much to do".into()));
+        };
+        let _inflight = InFlight::new(attached.metrics(), command.len());
+        Ok(attached.write_here(group, command, &deadline).await)
+    }
+
+    async fn serve_read(&self, attached: &Attached, call: ReadCall) -> Result<ReadAnswer, ReadError> {
+        let id = convert::id(&call.id)?;
+        let gone = || ReadError::Unavailable("the group is not hosted by the node asked".into());
+        let replica = attached.readable(group_of(&id)).ok_or_else(gone)?;
+        let store = replica.store();
+        if call.linearizable {
+            let limit = self.0.request_timeout;
+            let index = timeout(limit, attached.index_here(&*replica)).await;
+            let late = |_| ReadError::Unavailable("a quorum did not confirm the read in time".into());
+            match index.map_err(late)? {
+                ReadIndex::At(index) => {
+                    let applied = timeout(limit, replica.wait_applied(index)).await.map_err(late)?;
+                    applied.map_err(ReadError::Unavailable)?;
+                }
+                ReadIndex::NotLeader(leader) => {
+                    return Ok(ReadAnswer::NotLeader { leader: leader.map(Into::into) });
+                }
+                ReadIndex::Failed(why) => return Err(ReadError::Unavailable(why)),
+            }
+        }
+        match await_version(store, &id, call.min_version).await {
+            Err(ReadError::Unavailable(why)) => return Ok(ReadAnswer::Behind(why)),
+            reached => reached?,
+        }
+        let closed = |_| ReadError::Unavailable(STARTING.into());
+        let _permit = self.0.bounds.reads.acquire().await.map_err(closed)?;
+        answer(store, &id, call.question).await
+    }
+}
+
+impl Attached {
+    async fn serve_indexes(&self, groups: &[u16]) -> Vec<ReadIndex> {
+        let one = async |group: &u16| match self.local.replica(*group) {
+            None => ReadIndex::NotLeader(None),
+            Some(replica) => timeout(INDEX_CALL_MAX, self.index_here(&*replica))
+                .await
+                .unwrap_or_else(|_| ReadIndex::Failed("a quorum did not confirm the read in time".into())),
+        };
+        // No more than there are, whatever was asked for.
+        join_all(groups.iter().take(usize::from(GROUPS) + 1).map(one)).await
+    }
+
+    async fn serve_wait(&self, call: &WaitCall) -> Result<u64, ReadError> {
+        let id = convert::id(&call.id)?;
+        let missed = Missed::new("the group is not hosted by the node asked");
+        let replica = self.readable(group_of(&id)).ok_or(ReadError::Unavailable(missed.why))?;
+        let mut version = replica.store().watch(&id)?;
+        // The store may go while nothing but this wait holds it.
+        drop(replica);
+        let wait = Duration::from_millis(call.wait_ms).min(WAIT_MAX);
+        let news = timeout(wait, version.wait_for(|version| *version > call.seen)).await;
+        let closed = news.is_ok_and(|version| version.is_err());
+        if closed {
+            return Err(ReadError::Unavailable("the group moves".into()));
+        }
+        Ok(*version.borrow())
+    }
+}
+
+/// A command that replicas could not apply must not get into a log: applying it would stop them all.
+fn check(group: u16, command: &Bytes) -> Result<(), String> {
+    let (command, _) =
+        Command::decode(command.clone(), FrameLocation::default()).map_err(|e| e.to_string())?;
+    if group != META_GROUP && group != group_of(&command.id) {
+        return Err("the conversation belongs to another group".to_owned());
+    }
+    Ok(())
+}
+
+async fn answer(
+    store: &Arc<GroupStore>,
+    id: &ConversationId,
+    question: Question,
+) -> Result<ReadAnswer, ReadError> {
+    let answer = match question {
+        Question::Describe => here::describe(store, id)?.map(|d| ReadAnswer::Description(d.into())),
+        Question::Version => here::version(store, id)?.map(ReadAnswer::Version),
+        Question::Window(asked) => {
+            here::window(store, id, &asked.into()).await?.map(|w| ReadAnswer::Window(w.into()))
+        }
+        Question::Usage { at_version } => here::usage(store, id, at_version)?.map(|usage| {
+            ReadAnswer::Usage { used_tokens: usage.used_tokens, needs_compaction: usage.needs_compaction }
+        }),
+        Question::Events(asked) => {
+            here::events(store, id, &asked.into()).await?.map(|page| ReadAnswer::Events(page.into()))
+        }
+        Question::Changes { after_version, limit_bytes } => {
+            here::changes(store, id, after_version, limit_bytes)
+                .await?
+                .map(|page| ReadAnswer::Changes(page.into()))
+        }
+    };
+    Ok(answer.unwrap_or(ReadAnswer::Absent))
+}

@@ -1,0 +1,122 @@
+//! Looking for a group's leader within a request's deadline: following hints, waiting for news, never spinning.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::attached::Attached;
+use super::local::Replica;
+use super::placement::Placement;
+use super::route::{Known, Route, to_any_host, to_leader};
+
+/// Longest time that a request is tried again, whatever its own deadline.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Pauses between attempts, doubling; news of a leader ends a pause early, but not before the shortest one.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// How long a request may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    /// No new attempt after this.
+    pub retry_until: Instant,
+    /// No answer is waited for beyond this.
+    pub answer_by: Instant,
+}
+
+impl Deadline {
+    pub(super) fn after(limit: Duration) -> Self {
+        let now = Instant::now();
+        Self { retry_until: now + limit.min(RETRY_MAX), answer_by: now + limit }
+    }
+
+    pub(super) fn left(&self) -> Duration {
+        self.answer_by.saturating_duration_since(Instant::now())
+    }
+}
+
+/// The attempts of one request to reach the leader, or a host, of a group.
+pub(super) struct Search<'a> {
+    attached: &'a Attached,
+    group: u16,
+    hint: Option<u128>,
+    /// The last attempt followed a hint: the next one waits, so that two nodes cannot play ball with a request.
+    followed: bool,
+    attempt: usize,
+    pause: Duration,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(attached: &'a Attached, group: u16) -> Self {
+        Self { attached, group, hint: None, followed: false, attempt: 0, pause: PAUSE_MIN }
+    }
+
+    /// Where the leader is to be found now.
+    pub(super) fn leader(&mut self) -> Route {
+        let hint = self.hint.take();
+        self.decide(hint, |known, is_up| to_leader(known, is_up))
+    }
+
+    /// Where another host is to be found now.
+    pub(super) fn host(&mut self) -> Route {
+        self.decide(None, |known, is_up| to_any_host(known, is_up))
+    }
+
+    fn decide(
+        &self,
+        hint: Option<u128>,
+        choose: impl Fn(&Known<'_>, &dyn Fn(u128) -> bool) -> Route,
+    ) -> Route {
+        let replica = self.attached.local.replica(self.group).map(|replica| replica.leader());
+        let placement: Arc<Placement> = self.attached.placement();
+        let remembered =
+            || if replica.is_none() { self.attached.remembered_leader(self.group) } else { None };
+        let known = Known {
+            here: self.attached.local.node_id(),
+            replica,
+            hint: hint.or_else(remembered),
+            hosts: placement.hosts(self.group),
+            attempt: self.attempt,
+        };
+        choose(&known, &|node| self.attached.links.is_up(node))
+    }
+
+    /// Counts an attempt that failed; for callers that have their own idea of when to make the next.
+    pub(super) fn failed(&mut self) {
+        self.attempt += 1;
+    }
+
+    /// Waits until another attempt is worthwhile; false once it is too late for one. `hint` is who leads the group
+    /// according to the node that was asked last.
+    pub(super) async fn again(&mut self, hint: Option<u128>, deadline: &Deadline) -> bool {
+        let hint = hint.filter(|node| *node != self.attached.local.node_id());
+        self.attempt += 1;
+        self.attached.remember_leader(self.group, hint);
+        let left = deadline.retry_until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        self.attached.metrics().routing_retries_total.inc();
+        self.hint = hint;
+        if hint.is_some() && !self.followed {
+            self.followed = true;
+            return true;
+        }
+        self.followed = false;
+        let replica = self.attached.local.replica(self.group);
+        // News during the shortest pause must not be missed.
+        let news = timeout(self.pause.min(left), leader_changed(replica.as_deref()));
+        tokio::join!(sleep(PAUSE_MIN.min(left)), news).1.ok();
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Instant::now() < deadline.retry_until
+    }
+}
+
+async fn leader_changed(replica: Option<&dyn Replica>) {
+    match replica {
+        Some(replica) => replica.leader_changed().await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,89 @@
+//! Whether this node should get traffic, and the task that finds out what its replicas lack.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::attached::Attached;
+use super::local::Replica;
+use super::placement::GROUPS;
+use super::search::Deadline;
+use super::{Inner, Readiness, STARTING, Shards};
+
+/// How often it is looked for replicas that have not caught up yet.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a round may take; replicas that are far behind are asked again in the next one.
+const ROUND_MAX: Duration = Duration::from_secs(2);
+
+impl Shards {
+    /// Whether this node should get traffic: ready once it hosts groups, and every one of them has a leader and has
+    /// caught up. A node that was ready, and has lost a leader, is degraded.
+    pub fn readiness(&self) -> Readiness {
+        if self.0.failure.is_raised() {
+            return Readiness::Degraded("the node has failed and is stopping".into());
+        }
+        if self.0.draining.load(Ordering::Relaxed) || self.0.leaving.load(Ordering::Relaxed) {
+            return Readiness::Draining;
+        }
+        let Ok(attached) = self.attached() else { return Readiness::Starting(STARTING.into()) };
+        if !attached.local.has_space() {
+            return Readiness::Degraded("no disk space is left for appends".into());
+        }
+        match attached.lack() {
+            None => {
+                self.0.was_ready.store(true, Ordering::Relaxed);
+                Readiness::Ready
+            }
+            Some(lack) if self.0.was_ready.load(Ordering::Relaxed) => Readiness::Degraded(lack),
+            Some(lack) => Readiness::Starting(lack),
+        }
+    }
+
+    /// How many of the groups hosted here this node leads, and how many it hosts.
+    pub fn leadership(&self) -> (usize, usize) {
+        let Ok(attached) = self.attached() else { return (0, 0) };
+        let mut hosted = attached.local.hosted();
+        hosted.retain(|replica| replica.group() < GROUPS);
+        (hosted.iter().filter(|replica| attached.leads(replica)).count(), hosted.len())
+    }
+}
+
+impl Attached {
+    /// What keeps the replicas here from serving.
+    fn lack(&self) -> Option<String> {
+        let hosted = self.local.hosted();
+        if hosted.is_empty() {
+            return Some("the node has not joined a cluster yet".into());
+        }
+        if let Some(replica) = hosted.iter().find(|replica| replica.leader().is_none()) {
+            return Some(format!("group {} has no leader", replica.group()));
+        }
+        let behind = hosted.iter().find(|replica| !self.is_caught_up(&***replica))?;
+        Some(format!("group {} has not caught up yet", behind.group()))
+    }
+
+    /// The replicas that have a leader and have not proved to have caught up.
+    fn unproven(&self) -> Vec<Arc<dyn Replica>> {
+        let mut hosted = self.local.hosted();
+        hosted.retain(|replica| replica.leader().is_some() && !self.is_caught_up(&**replica));
+        hosted
+    }
+}
+
+/// Brings new replicas up to date once, so that reads may use them. Ends with the shards.
+pub(super) async fn prove_replicas(shards: Weak<Inner>) {
+    loop {
+        let Some(inner) = shards.upgrade() else { return };
+        if let Some(attached) = inner.attached.get() {
+            let unproven = attached.unproven();
+            if !unproven.is_empty() {
+                // What is missed now is tried in the next round.
+                let _ = attached.refresh_all(&unproven, &Deadline::after(ROUND_MAX)).await;
+            }
+        }
+        drop(inner);
+        sleep(LOOK_EVERY).await;
+    }
+}

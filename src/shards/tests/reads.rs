@@ -1,0 +1,157 @@
+//! Reads: fresh wherever they are asked for, and the same wherever they are answered.
+
+use futures_util::future::join_all;
+
+use super::fake::{CallFault, Cluster, FRESH, LOCAL, id};
+use crate::conversation::{Status, WindowQuery};
+use crate::shards::links::Method;
+use crate::shards::placement::{Placement, group_of};
+use crate::shards::{EventsQuery, ReadError, ReadOptions, Readiness};
+
+fn page() -> EventsQuery {
+    EventsQuery { limit: 100, limit_bytes: 1 << 20, ..EventsQuery::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_answers_as_fresh_as_asked_for() {
+    let (cluster, id) = (Cluster::of_three(), id("chat"));
+    cluster.create(&id).await;
+    // Read once, so that this replica has caught up and may be read.
+    assert_eq!(cluster.node(2).version(&id, FRESH).await.unwrap(), Some(0));
+    cluster.say(1, &id, "hello").await.unwrap();
+    assert_eq!(cluster.node(2).version(&id, LOCAL).await.unwrap(), Some(0));
+    assert_eq!(cluster.node(2).version(&id, FRESH).await.unwrap(), Some(1));
+    assert_eq!(cluster.net.calls(Method::Read), 0, "what is hosted here is read here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_are_tried_again_whatever_happened() {
+    for (node, method) in [(2, Method::ReadIndex), (4, Method::Read)] {
+        let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+        cluster.create(&id).await;
+        cluster.replica(2, &id).apply_all();
+        cluster.node(2).version(&id, FRESH).await.unwrap();
+        cluster.say(1, &id, "hello").await.unwrap();
+        for fault in [CallFault::Lost, CallFault::NotSent, CallFault::Refused] {
+            cluster.net.faults.lock().push_back((method, fault));
+        }
+        assert_eq!(cluster.node(node).version(&id, FRESH).await.unwrap(), Some(1));
+        assert!(cluster.net.faults.lock().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_leader_only_local_reads_are_answered() {
+    let (cluster, id) = (Cluster::of_three(), id("chat"));
+    cluster.create(&id).await;
+    cluster.node(2).version(&id, FRESH).await.unwrap();
+    cluster.group(&id).is_led_by(None);
+    let fresh = cluster.node(2).version(&id, FRESH).await;
+    assert!(matches!(fresh, Err(ReadError::Unavailable(_))), "{fresh:?}");
+    cluster.net.down.write().extend([1, 3]);
+    assert_eq!(cluster.node(2).version(&id, LOCAL).await.unwrap(), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_reads_share_their_read_indexes() {
+    let (cluster, id) = (Cluster::of_three(), id("chat"));
+    cluster.create(&id).await;
+    cluster.node(2).version(&id, FRESH).await.unwrap();
+    let before = cluster.net.calls(Method::ReadIndex);
+    cluster.net.held.send_replace(Some(Method::ReadIndex));
+    let reads = join_all((0..100).map(|_| cluster.node(2).version(&id, FRESH)));
+    let release = async {
+        // One call is on its way, held up; the write comes after it and before the others' call.
+        while cluster.net.calls(Method::ReadIndex) == before {
+            tokio::task::yield_now().await;
+        }
+        cluster.say(1, &id, "hello").await.unwrap();
+        cluster.net.held.send_replace(None);
+    };
+    let (versions, ()) = tokio::join!(reads, release);
+    assert!(versions.into_iter().all(|version| matches!(version, Ok(Some(1)))));
+    assert_eq!(cluster.net.calls(Method::ReadIndex) - before, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_hosts_nothing_gives_the_same_answers() {
+    let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+    cluster.create(&id).await;
+    for text in ["one", "two", "three"] {
+        cluster.say(4, &id, text).await.unwrap();
+    }
+    let (near, far) = (cluster.node(1), cluster.node(4));
+    assert_eq!(
+        far.describe(&id, FRESH).await.unwrap().unwrap(),
+        near.describe(&id, FRESH).await.unwrap().unwrap()
+    );
+    let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+    let query = WindowQuery { explain: true, budget_tokens: Some(15), at_version: None };
+    let windows = (far.window(&id, query, FRESH).await, near.window(&id, query, FRESH).await);
+    assert_eq!(text(&windows.0.unwrap().unwrap()), text(&windows.1.unwrap().unwrap()));
+    let pages = (far.events(&id, page(), FRESH).await, near.events(&id, page(), FRESH).await);
+    assert_eq!(text(&pages.0.unwrap().unwrap()), text(&pages.1.unwrap().unwrap()));
+    let changes = (far.changes(&id, 1, 1 << 20).await, near.changes(&id, 1, 1 << 20).await);
+    assert_eq!(text(&changes.0.unwrap().unwrap()), text(&changes.1.unwrap().unwrap()));
+    assert_eq!(far.usage(&id, 2).await.unwrap(), near.usage(&id, 2).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_exist_does_not_exist_elsewhere_either() {
+    let cluster = Cluster::new(4, |_| vec![1, 2, 3]);
+    assert_eq!(cluster.node(4).describe(&id("nobody"), FRESH).await.unwrap(), None);
+    let chat = id("chat");
+    cluster.create(&chat).await;
+    let query = WindowQuery { at_version: Some(9), ..WindowQuery::default() };
+    let window = cluster.node(4).window(&chat, query, FRESH).await;
+    assert!(matches!(window, Err(ReadError::VersionInFuture { requested: 9, current: 0 })), "{window:?}");
+    let behind = ReadOptions { min_version: Some(9), ..LOCAL };
+    let version = cluster.node(4).version(&chat, behind).await;
+    assert!(matches!(version, Err(ReadError::Unavailable(_))), "{version:?}");
+    assert_eq!(cluster.net.calls(Method::Read), 3);
+}
+
+/// An empty replica that is being filled must not claim that a conversation does not exist.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_being_filled_is_not_read() {
+    let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+    cluster.create(&id).await;
+    cluster.say(1, &id, "hello").await.unwrap();
+    let group = group_of(&id);
+    cluster.placement.send_replace(Placement::new([(group, vec![1, 2, 4])]).into());
+    let far = cluster.node(4);
+    cluster.host(4, group);
+    *cluster.replica(4, &id).belief.write() = Some(None);
+    assert_eq!(far.version(&id, LOCAL).await.unwrap(), Some(1), "asked elsewhere");
+    *cluster.replica(4, &id).belief.write() = None;
+    while !matches!(far.readiness(), Readiness::Ready) {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    cluster.net.down.write().extend([1, 2, 3]);
+    assert_eq!(far.version(&id, LOCAL).await.unwrap(), Some(1), "answered here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_ready_once_its_replicas_are() {
+    let cluster = Cluster::new(4, |_| vec![1, 2, 3]);
+    assert!(matches!(cluster.node(4).readiness(), Readiness::Starting(_)), "hosts nothing");
+    assert!(matches!(cluster.node(2).readiness(), Readiness::Starting(_)), "has not caught up");
+    while cluster.node(2).readiness() != Readiness::Ready {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(cluster.node(2).leadership(), (0, 256));
+    assert_eq!(cluster.node(1).leadership(), (256, 256));
+    cluster.group(&id("chat")).is_led_by(None);
+    assert!(matches!(cluster.node(2).readiness(), Readiness::Degraded(_)));
+    cluster.node(2).drain(true);
+    assert_eq!(cluster.node(2).readiness(), Readiness::Draining);
+}
+
+#[tokio::test(start_paused = true)]
+async fn descriptions_travel_whole() {
+    let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+    cluster.create(&id).await;
+    let description = cluster.node(4).describe(&id, FRESH).await.unwrap().unwrap();
+    assert_eq!((description.status, description.version), (Status::Active, 0));
+    assert_eq!(&*description.metadata, b"{}");
+}

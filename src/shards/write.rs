@@ -1,0 +1,96 @@
+//! Writes: to the leader wherever it is, tried again only when they certainly had no effect.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::timeout_at;
+
+use super::WriteError;
+use super::attached::Attached;
+use super::links::{CallError, Method};
+use super::local::Replica;
+use super::remote::codec::{self, Outcome};
+use super::route::Route;
+use super::search::{Deadline, Search};
+use crate::conversation::Reply;
+use crate::raft::WriteFailure;
+
+const NO_LEADER: &str = "the conversation's group has no leader";
+
+impl Attached {
+    /// Replicates a command. [`WriteError::UnknownOutcome`] comes at once; what certainly was not applied is tried
+    /// again until the deadline.
+    pub(super) async fn write(
+        &self,
+        group: u16,
+        command: Bytes,
+        deadline: &Deadline,
+    ) -> Result<Reply, WriteError> {
+        let mut search = Search::new(self, group);
+        loop {
+            let (outcome, asked) = match search.leader() {
+                Route::Here => (self.write_here(group, command.clone(), deadline).await, None),
+                Route::To(node) => (self.write_at(node, group, &command, deadline).await, Some(node)),
+                Route::Nowhere => (Outcome::NotApplied(NO_LEADER.into()), None),
+            };
+            let (why, leader) = match outcome {
+                Outcome::Reply(reply) => {
+                    self.remember_leader(group, asked);
+                    return Ok(reply);
+                }
+                Outcome::Unknown(why) => return Err(WriteError::UnknownOutcome(why)),
+                Outcome::Full => return Err(WriteError::Full),
+                Outcome::NotLeader(leader) => (WriteFailure::NotLeader.to_string(), leader),
+                Outcome::NotApplied(why) => (why, None),
+            };
+            if !search.again(leader, deadline).await {
+                return Err(WriteError::NotApplied(why));
+            }
+        }
+    }
+
+    /// Replicates a command whose group should be led from here.
+    pub(super) async fn write_here(&self, group: u16, command: Bytes, deadline: &Deadline) -> Outcome {
+        let Some(replica) = self.local.replica(group) else { return Outcome::NotLeader(None) };
+        if !self.leads(&replica) {
+            return Outcome::NotLeader(replica.leader());
+        }
+        if !self.local.has_space() {
+            return Outcome::Full;
+        }
+        match timeout_at(deadline.answer_by, replica.write(command)).await {
+            Ok(Ok(reply)) => Outcome::Reply(reply),
+            Ok(Err(WriteFailure::NotLeader)) => Outcome::NotLeader(self.leader_elsewhere(&replica)),
+            Ok(Err(WriteFailure::Unknown(why))) => Outcome::Unknown(why),
+            Err(_) => Outcome::Unknown("the command was not answered in time".into()),
+        }
+    }
+
+    async fn write_at(&self, node: u128, group: u16, command: &Bytes, deadline: &Deadline) -> Outcome {
+        let Ok(Ok(_room)) = timeout_at(deadline.answer_by, self.room.writes.acquire()).await else {
+            return Outcome::NotApplied("too many requests wait for other nodes".into());
+        };
+        let body = codec::forward_write(group, command);
+        let metrics = self.metrics();
+        metrics.forwarded_requests_total.inc();
+        let failure = match self.links.call(node, Method::ForwardWrite, body, deadline.left()).await {
+            Ok(answer) => match Outcome::decode(answer) {
+                Ok(outcome) => return outcome,
+                Err(error) => Outcome::Unknown(format!("the leader's answer: {error}")),
+            },
+            Err(CallError::Lost(why)) => Outcome::Unknown(why),
+            Err(CallError::NotSent(why) | CallError::Refused(why)) => Outcome::NotApplied(why),
+        };
+        metrics.forward_failures_total.inc();
+        failure
+    }
+
+    pub(super) fn leads(&self, replica: &Arc<dyn Replica>) -> bool {
+        replica.leader() == Some(self.local.node_id())
+    }
+
+    /// The leader to point others to; never this node, which has just found that it does not lead.
+    pub(super) fn leader_elsewhere(&self, replica: &Arc<dyn Replica>) -> Option<u128> {
+        replica.leader().filter(|leader| *leader != self.local.node_id())
+    }
+}
