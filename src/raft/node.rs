@@ -187,6 +187,11 @@ impl Node {
         Arc::new(RaftService::new(Arc::new(running)))
     }
 
+    /// The node's permanent id.
+    pub fn node_id(&self) -> u128 {
+        self.node_id
+    }
+
     /// Whether there is disk space for appends.
     pub fn has_space(&self) -> bool {
         self.journal.admit(Class::Data) != Err(AppendError::Full)

@@ -10,8 +10,8 @@ use tokio::sync::{Semaphore, watch};
 use super::indexes::Indexes;
 use super::links::Links;
 use super::local::{Local, Replica};
-use super::placement::{GROUPS, META_GROUP, Placement};
-use super::watch::WAITS_MAX;
+use super::placement::{META_GROUP, Placement};
+use super::watcher::WAITS_MAX;
 use crate::metrics::Metrics;
 
 /// Requests sent on to other nodes and not yet answered; more wait. A connection serves only so many calls at once, the
@@ -129,7 +129,7 @@ struct Marks(Vec<AtomicU64>);
 
 impl Marks {
     fn new() -> Self {
-        Self((0..=META_GROUP.max(GROUPS)).map(|_| AtomicU64::new(0)).collect())
+        Self((0..=META_GROUP).map(|_| AtomicU64::new(0)).collect())
     }
 
     fn has(&self, replica: &dyn Replica) -> bool {

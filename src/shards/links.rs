@@ -5,19 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-/// Why a call has no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum CallError {
-    /// Never reached the other side.
-    #[error("{0}")]
-    NotSent(String),
-    /// Sent, and perhaps served: the link broke or the time was up.
-    #[error("{0}")]
-    Lost(String),
-    /// The other side did nothing, and said why.
-    #[error("{0}")]
-    Refused(String),
-}
+use crate::peer::CallError;
 
 /// Calls to other nodes.
 pub(super) trait Links: Send + Sync + 'static {

@@ -23,26 +23,29 @@ mod standing;
 #[cfg(test)]
 mod tests;
 mod types;
-mod watch;
+mod watcher;
 mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout_at;
 
 use self::attached::Attached;
-use self::links::{Links, NoLinks};
+use self::links::{Links, METHODS, NoLinks};
 use self::local::Local;
-use self::placement::{GROUPS, META_GROUP, Placement};
+use self::placement::{META_GROUP, Placement};
+use self::remote::peers::PeerService;
 use self::remote::service::Bounds;
 use self::search::Deadline;
 pub use self::types::*;
-pub use self::watch::Watcher;
+pub use self::watcher::Watcher;
 use crate::conversation::{Action, Command, ConversationId, Reply};
 use crate::metrics::Metrics;
+use crate::peer::Peers;
 use crate::raft::Node;
 use crate::store::Failure;
 
@@ -86,18 +89,26 @@ impl Shards {
         }))
     }
 
-    /// The node has recovered: serve from it. Within a runtime.
+    /// The node has recovered and is alone: serve from it. Within a runtime.
     pub fn attach(&self, node: Arc<Node>) {
-        let hosts = (0..=META_GROUP.max(GROUPS)).map(|group| (group, vec![node.node_id]));
-        let placement = tokio::sync::watch::Sender::new(Arc::new(Placement::new(hosts)));
+        let hosts = (0..=META_GROUP).map(|group| (group, vec![node.node_id()]));
+        let placement = watch::Sender::new(Arc::new(Placement::new(hosts)));
         self.attach_parts(node, Arc::new(NoLinks), placement.subscribe());
+    }
+
+    /// The node has recovered and has links to others: serve from it, and for them. Within the runtime that requests
+    /// run on.
+    pub fn attach_to(&self, node: Arc<Node>, peers: Peers, placement: watch::Receiver<Arc<Placement>>) {
+        let service = PeerService { shards: self.clone(), runtime: Handle::current() };
+        self.attach_parts(node, Arc::new(peers.clone()), placement);
+        peers.serve(METHODS, Arc::new(service));
     }
 
     fn attach_parts(
         &self,
         local: Arc<dyn Local>,
         links: Arc<dyn Links>,
-        placement: tokio::sync::watch::Receiver<Arc<Placement>>,
+        placement: watch::Receiver<Arc<Placement>>,
     ) {
         if self.0.attached.set(Attached::new(local, links, placement)).is_ok() {
             tokio::spawn(standing::prove_replicas(Arc::downgrade(&self.0)));

@@ -8,12 +8,12 @@ use futures_util::future::BoxFuture;
 use super::local::{Local, Replica};
 use crate::conversation::Reply;
 use crate::metrics::Metrics;
-use crate::raft::{Node, WriteFailure};
+use crate::raft::{Group, Node, WriteFailure};
 use crate::store::GroupStore;
 
 impl Local for Node {
     fn node_id(&self) -> u128 {
-        self.node_id
+        Node::node_id(self)
     }
 
     fn metrics(&self) -> &Metrics {
@@ -25,64 +25,44 @@ impl Local for Node {
     }
 
     fn replica(&self, group: u16) -> Option<Arc<dyn Replica>> {
-        let group = self.groups.get(usize::from(group))?;
-        Some(Arc::new(Hosted {
-            groups: self.groups.clone(),
-            group: group.store.group(),
-            node_id: self.node_id,
-        }))
+        Some(self.group(group)?)
     }
 
     fn hosted(&self) -> Vec<Arc<dyn Replica>> {
-        (0..self.groups.len() as u16).filter_map(|group| self.replica(group)).collect()
+        Node::hosted(self).into_iter().map(|group| group as Arc<dyn Replica>).collect()
     }
 }
 
-struct Hosted {
-    groups: Arc<Vec<crate::raft::Group>>,
-    group: u16,
-    node_id: u128,
-}
-
-impl Hosted {
-    fn get(&self) -> &crate::raft::Group {
-        &self.groups[usize::from(self.group)]
-    }
-}
-
-impl Replica for Hosted {
+impl Replica for Group {
     fn group(&self) -> u16 {
-        self.group
+        self.number()
     }
 
     fn id(&self) -> u64 {
-        self.get().replica
+        self.replica()
     }
 
     fn leader(&self) -> Option<u128> {
-        self.get().is_leader().then_some(self.node_id)
+        Group::leader(self)
     }
 
     fn leader_changed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::pending())
+        Box::pin(Group::leader_changed(self))
     }
 
     fn write(&self, command: Bytes) -> BoxFuture<'_, Result<Reply, WriteFailure>> {
-        Box::pin(self.get().write(command))
+        Box::pin(Group::write(self, command))
     }
 
     fn read_index(&self) -> BoxFuture<'_, Result<u64, String>> {
-        Box::pin(async {
-            self.get().linearize().await?;
-            Ok(0)
-        })
+        Box::pin(async { Group::read_index(self).await.map_err(|error| error.to_string()) })
     }
 
-    fn wait_applied(&self, _: u64) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async { Ok(()) })
+    fn wait_applied(&self, index: u64) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { Group::wait_applied(self, index).await.map_err(|error| error.to_string()) })
     }
 
     fn store(&self) -> &Arc<GroupStore> {
-        &self.get().store
+        &self.store
     }
 }

@@ -7,12 +7,13 @@ use tokio::time::timeout_at;
 
 use super::WriteError;
 use super::attached::Attached;
-use super::links::{CallError, Method};
+use super::links::Method;
 use super::local::Replica;
 use super::remote::codec::{self, Outcome};
 use super::route::Route;
 use super::search::{Deadline, Search};
 use crate::conversation::Reply;
+use crate::peer::CallError;
 use crate::raft::WriteFailure;
 
 const NO_LEADER: &str = "the conversation's group has no leader";

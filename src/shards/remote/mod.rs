@@ -2,6 +2,7 @@
 
 pub(super) mod codec;
 pub(super) mod convert;
+pub(super) mod peers;
 pub(super) mod service;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use crate::shards::links::Method;
 use crate::shards::placement::{GROUPS, META_GROUP, group_of};
 use crate::shards::read::await_version;
 use crate::shards::search::Deadline;
-use crate::shards::watch::WAIT_MAX;
+use crate::shards::watcher::WAIT_MAX;
 use crate::shards::{InFlight, ReadError, STARTING, Shards, here};
 use crate::store::GroupStore;
 

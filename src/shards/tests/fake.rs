@@ -13,11 +13,12 @@ use crate::conversation::{
     Action, ConversationId, FrameLocation, NewMessage, PartKind, PartMeta, Reply, RoleKind, ToolRef,
 };
 use crate::metrics::Metrics;
+use crate::peer::CallError;
 use crate::raft::WriteFailure;
-use crate::shards::links::{CallError, Links, Method};
+use crate::shards::links::{Links, Method};
 use crate::shards::local::{Local, Replica};
 use crate::shards::placement::{GROUPS, Placement, group_of};
-use crate::shards::{Consistency, ReadOptions, Shards, WriteError};
+use crate::shards::{Consistency, ReadOptions, Readiness, Shards, WriteError};
 use crate::store::{Applied, Batch, CacheSizes, Failure, GroupStore, Index, IndexError, Records, Shared};
 
 pub(super) const LOCAL: ReadOptions = ReadOptions { consistency: Consistency::Local, min_version: None };
@@ -345,6 +346,13 @@ impl Cluster {
 
     pub(super) fn replica(&self, node: u128, id: &ConversationId) -> Arc<FakeReplica> {
         self.local(node).replicas.read()[&group_of(id)].clone()
+    }
+
+    /// Returns once a node's replicas have proved to be readable.
+    pub(super) async fn ready(&self, node: u128) {
+        while self.node(node).readiness() != Readiness::Ready {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Creates a conversation through its leader.

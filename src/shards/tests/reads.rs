@@ -16,8 +16,7 @@ fn page() -> EventsQuery {
 async fn a_follower_answers_as_fresh_as_asked_for() {
     let (cluster, id) = (Cluster::of_three(), id("chat"));
     cluster.create(&id).await;
-    // Read once, so that this replica has caught up and may be read.
-    assert_eq!(cluster.node(2).version(&id, FRESH).await.unwrap(), Some(0));
+    cluster.ready(2).await;
     cluster.say(1, &id, "hello").await.unwrap();
     assert_eq!(cluster.node(2).version(&id, LOCAL).await.unwrap(), Some(0));
     assert_eq!(cluster.node(2).version(&id, FRESH).await.unwrap(), Some(1));
@@ -29,8 +28,7 @@ async fn reads_are_tried_again_whatever_happened() {
     for (node, method) in [(2, Method::ReadIndex), (4, Method::Read)] {
         let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
         cluster.create(&id).await;
-        cluster.replica(2, &id).apply_all();
-        cluster.node(2).version(&id, FRESH).await.unwrap();
+        cluster.ready(2).await;
         cluster.say(1, &id, "hello").await.unwrap();
         for fault in [CallFault::Lost, CallFault::NotSent, CallFault::Refused] {
             cluster.net.faults.lock().push_back((method, fault));
@@ -44,7 +42,7 @@ async fn reads_are_tried_again_whatever_happened() {
 async fn without_a_leader_only_local_reads_are_answered() {
     let (cluster, id) = (Cluster::of_three(), id("chat"));
     cluster.create(&id).await;
-    cluster.node(2).version(&id, FRESH).await.unwrap();
+    cluster.ready(2).await;
     cluster.group(&id).is_led_by(None);
     let fresh = cluster.node(2).version(&id, FRESH).await;
     assert!(matches!(fresh, Err(ReadError::Unavailable(_))), "{fresh:?}");
@@ -56,7 +54,7 @@ async fn without_a_leader_only_local_reads_are_answered() {
 async fn concurrent_reads_share_their_read_indexes() {
     let (cluster, id) = (Cluster::of_three(), id("chat"));
     cluster.create(&id).await;
-    cluster.node(2).version(&id, FRESH).await.unwrap();
+    cluster.ready(2).await;
     let before = cluster.net.calls(Method::ReadIndex);
     cluster.net.held.send_replace(Some(Method::ReadIndex));
     let reads = join_all((0..100).map(|_| cluster.node(2).version(&id, FRESH)));
@@ -124,9 +122,7 @@ async fn a_replica_that_is_being_filled_is_not_read() {
     *cluster.replica(4, &id).belief.write() = Some(None);
     assert_eq!(far.version(&id, LOCAL).await.unwrap(), Some(1), "asked elsewhere");
     *cluster.replica(4, &id).belief.write() = None;
-    while !matches!(far.readiness(), Readiness::Ready) {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    cluster.ready(4).await;
     cluster.net.down.write().extend([1, 2, 3]);
     assert_eq!(far.version(&id, LOCAL).await.unwrap(), Some(1), "answered here");
 }
@@ -136,9 +132,7 @@ async fn a_node_is_ready_once_its_replicas_are() {
     let cluster = Cluster::new(4, |_| vec![1, 2, 3]);
     assert!(matches!(cluster.node(4).readiness(), Readiness::Starting(_)), "hosts nothing");
     assert!(matches!(cluster.node(2).readiness(), Readiness::Starting(_)), "has not caught up");
-    while cluster.node(2).readiness() != Readiness::Ready {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    cluster.ready(2).await;
     assert_eq!(cluster.node(2).leadership(), (0, 256));
     assert_eq!(cluster.node(1).leadership(), (256, 256));
     cluster.group(&id("chat")).is_led_by(None);

@@ -57,8 +57,8 @@ async fn a_host_that_goes_away_is_replaced() {
         tokio::time::sleep(Duration::from_secs(30)).await;
         cluster.net.down.write().insert(1);
         cluster.replica(2, &id).apply_all();
-        cluster.node(2).version(&id, FRESH).await.unwrap();
         cluster.group(&id).is_led_by(2);
+        cluster.ready(2).await;
         cluster.say(2, &id, "two").await.unwrap();
     };
     let (seen, ()) = tokio::join!(follow(cluster.node(4), &id, 2), write);
@@ -69,7 +69,7 @@ async fn a_host_that_goes_away_is_replaced() {
 async fn a_watcher_follows_its_group() {
     let (cluster, id) = (Cluster::new(2, |_| vec![1, 2]), id("chat"));
     cluster.create(&id).await;
-    cluster.node(2).version(&id, FRESH).await.unwrap();
+    cluster.ready(2).await;
     let group = group_of(&id);
     let moved = async {
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -80,7 +80,11 @@ impl Watcher {
                 News::Perhaps => return,
                 // The group may have moved away meanwhile.
                 News::None if attached.readable(group).is_some() => {}
-                News::None => self.version = None,
+                News::None => {
+                    self.version = None;
+                    // Back to the host that reads go to: another one may be cut off from the leader.
+                    search = Search::new(attached, group);
+                }
                 News::Failed => {
                     self.version = None;
                     search.failed();
