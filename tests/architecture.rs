@@ -50,7 +50,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 
 /// Code whose result depends on its arguments alone: these directories and file names ...
 const PURE_DIRS: &[&str] = &["src/conversation"];
-const PURE_FILES: &[&str] = &["placement.rs", "plan.rs", "state.rs", "change.rs", "founding.rs"];
+const PURE_FILES: &[&str] = &["placement.rs", "plan.rs", "route.rs", "state.rs", "change.rs", "founding.rs"];
 /// ... name nothing that a clock, a generator, the system or the seed of a hash could change.
 const IMPURE: &[&str] = &[
     "Instant",

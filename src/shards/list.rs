@@ -35,6 +35,9 @@ pub(super) struct Share {
     pub upto: Option<ConversationId>,
 }
 
+/// Ids, each with the group it was found in.
+type Found<'a> = Vec<(ConversationId, &'a Arc<GroupStore>)>;
+
 /// Why there is no share: to be tried again, or not.
 enum Failed {
     Missed(Missed),
@@ -215,7 +218,7 @@ fn share_of(stores: &[Arc<GroupStore>], query: &ListQuery) -> Result<Share, Read
 fn ids_after<'a>(
     stores: &'a [Arc<GroupStore>],
     query: &ListQuery,
-) -> Result<(Vec<(ConversationId, &'a Arc<GroupStore>)>, Option<ConversationId>), ReadError> {
+) -> Result<(Found<'a>, Option<ConversationId>), ReadError> {
     let prefix = query.prefix.as_deref().unwrap_or("");
     let per_group = LOOKED_AT_MAX / usize::from(GROUPS) + 16;
     let mut ids = Vec::new();
