@@ -35,7 +35,7 @@ async fn connect(address: SocketAddr, pem: &str, protocol: &[u8]) -> std::io::Re
 async fn https_is_served_with_both_versions_of_http() {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let (pem, dir) = (made.cert.pem(), tempfile::tempdir().unwrap());
-    let mut config = Config::for_test(dir.path().join("data"));
+    let mut config = Config::for_test(dir.path());
     let [cert, key] = ["cert", "key"].map(|file| dir.path().join(file));
     std::fs::write(&cert, &pem).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
