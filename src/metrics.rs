@@ -106,6 +106,8 @@ metrics! {
     compaction_requests_total: Counter() = "fastpaca_compaction_requests_total",
     /// Committed messages not yet written to the archive; 0 while no archive is configured.
     raft_pending_flush_messages: Gauge() = "fastpaca_raft_pending_flush_messages",
+    /// Heartbeats sent to other nodes; one tells of all groups.
+    heartbeats_total: Counter() = "fastpaca_heartbeats_total",
     /// Events appended.
     appended_events_total: Counter() = "fastpaca_appended_events_total",
     /// Bytes of message bodies appended.

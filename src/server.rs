@@ -4,30 +4,41 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::api::{self, App};
+use crate::api::{self, App, PeerDoor, PeerIo};
+use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
 use crate::journal::{BatchReport, Observer, Options, RealDisk};
 use crate::metrics::Metrics;
-use crate::raft::{NoPeers, Node, NodeSettings, RecoverySettings, request_rebuild};
-use crate::shards::Shards;
+use crate::peer::{PeerSettings, Peers};
+use crate::raft::{Node, NodeSettings, RecoverySettings, request_rebuild};
 use crate::shards::placement::GROUPS;
+use crate::shards::{Placement, Shards};
 use crate::store::{CacheSizes, Failure};
 use crate::tokens::Estimator;
 
 /// How long responses to the requests that a failure broke may take to leave before the process ends.
 const FAILURE_GRACE: Duration = Duration::from_millis(500);
+
+/// What is logged when anybody who reaches the port could join.
+const OPEN_CLUSTER: &str = "neither FASTPACA_CLUSTER_SECRET nor FASTPACA_API_KEY is set: any node that reaches this one can join its cluster";
+
+/// Threads of links between nodes.
+const PEER_THREADS: usize = 2;
 
 /// The exit code when a second signal cut the shutdown short.
 const SECOND_SIGNAL: u8 = 130;
@@ -45,12 +56,10 @@ pub enum StartError {
     Journal(#[from] crate::journal::OpenError),
     #[error(transparent)]
     Node(#[from] crate::raft::StartError),
-    #[error(transparent)]
-    Host(#[from] crate::raft::HostError),
-    #[error(transparent)]
-    Membership(#[from] crate::raft::MembershipError),
     #[error("TLS: {0}")]
     Tls(#[from] crate::tls::TlsError),
+    #[error("starting the threads of links to other nodes: {0}")]
+    Threads(io::Error),
     #[error("token estimator: {0}")]
     Estimator(String),
 }
@@ -128,6 +137,9 @@ pub struct Server {
     address: SocketAddr,
     shards: Shards,
     node: Arc<Node>,
+    cluster: Cluster,
+    peers: Peers,
+    links: PeerRuntime,
     failure: Failure,
     stop: CancellationToken,
     edge: JoinHandle<()>,
@@ -152,13 +164,33 @@ impl Server {
         if let Some(acceptor) = config.tls_acceptor()? {
             app.set_tls(acceptor);
         }
-        let edge = tokio::spawn(api::serve(listener, app, stop.clone()));
+        let edge = tokio::spawn(api::serve(listener, app.clone(), stop.clone()));
         info!(event = "listening", address = %address, node = %config.node_name);
 
-        let node = Arc::new(start_node(&config, &metrics, &failure).await?);
-        shards.attach(node.clone());
-        info!(event = "ready", groups = GROUPS);
-        Ok(Self { address, shards, node, failure, stop, edge })
+        let in_data_dir = |source| StartError::DataDir { dir: config.data_dir.display().to_string(), source };
+        let node_id = node_id(&config.data_dir).map_err(in_data_dir)?;
+        let (file, membership) = DurableFile::open(&config.data_dir).map_err(in_data_dir)?;
+        let links = PeerRuntime::start().map_err(StartError::Threads)?;
+        let settings = PeerSettings::of(&config, node_id, file.incarnation(), address.port())?;
+        if settings.secrets.is_open() && !config.cluster_seeds.is_empty() {
+            warn!(event = "cluster_is_open", reason = OPEN_CLUSTER);
+        }
+        let peers = Peers::start(settings, links.handle(), metrics.clone());
+        app.set_peer_door(Arc::new(Door(peers.clone())));
+        let node = Arc::new(start_node(&config, node_id, peers.clone(), &metrics, &failure).await?);
+        node.meet_peers(&peers, &links.handle());
+        let placement = watch::Sender::new(Arc::new(Placement::new([])));
+        shards.attach_to(node.clone(), peers.clone(), placement.subscribe());
+        let parts = cluster::Parts {
+            node: node.clone(),
+            peers: peers.clone(),
+            shards: shards.clone(),
+            failure: failure.clone(),
+        };
+        let settings = cluster_settings(&config, node_id, address);
+        let cluster = Cluster::start(settings, parts, file, membership, placement);
+        info!(event = "recovered", groups = node.hosted().len());
+        Ok(Self { address, shards, node, cluster, peers, links, failure, stop, edge })
     }
 
     /// The address actually bound.
@@ -166,21 +198,30 @@ impl Server {
         self.address
     }
 
-    /// Unready first, then finishes requests and closes streams, then a checkpoint, then the files.
+    /// Unready first, then hands leadership over, finishes requests and closes streams, then a checkpoint, then the
+    /// files.
     pub async fn shutdown(self) {
         self.shards.leave();
+        self.cluster.hand_over().await;
         self.stop.cancel();
         if let Err(error) = self.edge.await {
             warn!(event = "edge_failed", %error);
         }
+        self.cluster.stop().await;
+        self.peers.close();
         self.node.shutdown().await;
+        drop(self.links);
     }
 }
 
-async fn start_node(config: &Arc<Config>, metrics: &Metrics, failure: &Failure) -> Result<Node, StartError> {
+async fn start_node(
+    config: &Config,
+    node_id: u128,
+    peers: Peers,
+    metrics: &Metrics,
+    failure: &Failure,
+) -> Result<Node, StartError> {
     let dir = &config.data_dir;
-    let in_data_dir = |source| StartError::DataDir { dir: dir.display().to_string(), source };
-    let node_id = node_id(dir).map_err(in_data_dir)?;
     let disk = RealDisk::open(&dir.join("journal"))?;
     let mut journal = Options::new(node_id);
     journal.segment_bytes = config.segment_bytes as u32;
@@ -206,17 +247,53 @@ async fn start_node(config: &Arc<Config>, metrics: &Metrics, failure: &Failure) 
         checkpoint_interval: config.checkpoint_interval,
     };
     note_failures(failure.clone(), index_dir);
-    let node = Node::start(settings, Arc::new(disk), NoPeers, metrics.clone(), failure.clone()).await?;
-    found_alone(&node, node_id).await?;
-    Ok(node)
+    Ok(Node::start(settings, Arc::new(disk), peers, metrics.clone(), failure.clone()).await?)
 }
 
-async fn found_alone(node: &Node, node_id: u128) -> Result<(), StartError> {
-    for group in 0..=GROUPS {
-        let replica = node.host(group, 1).await?;
-        replica.found(&[(1, node_id)].into()).await?;
+fn cluster_settings(config: &Config, node_id: u128, address: SocketAddr) -> ClusterSettings {
+    ClusterSettings {
+        node_id,
+        name: config.node_name.clone(),
+        seeds: config.cluster_seeds.clone(),
+        cluster_size: config.cluster_size,
+        replace: config.replace,
+        advertise: config.advertise_addr.clone(),
+        listen: address.to_string(),
     }
-    Ok(())
+}
+
+/// Lets connections of other nodes in.
+struct Door(Peers);
+
+impl PeerDoor for Door {
+    fn enter(&self, io: PeerIo, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let peers = self.0.clone();
+        Box::pin(async move { peers.accept(io, from).await })
+    }
+}
+
+/// The threads of links between nodes: their own, so that client load cannot starve heartbeats.
+struct PeerRuntime(Option<Runtime>);
+
+impl PeerRuntime {
+    fn start() -> io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(PEER_THREADS).thread_name("peers").enable_all().build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.as_ref().expect("it is there until it is dropped").handle().clone()
+    }
+}
+
+impl Drop for PeerRuntime {
+    /// A runtime may not be dropped, and waited for, where others run.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// A failure that distrusts the index leaves a note for the next start.

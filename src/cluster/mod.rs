@@ -1,12 +1,28 @@
 //! Which nodes there are, which of them hosts what, and how one cluster comes to be.
 //!
-//! Everything here is pure: a value and what may become of it. [`state`] is the document that all nodes agree on,
+//! What is decided is pure, a value and what may become of it: [`state`] is the document that all nodes agree on,
 //! [`change`] what operators and joiners do to it, [`plan`] how replicas move until it is balanced again, and
-//! [`founding`] how nodes that know nothing but addresses agree on one cluster. Whoever drives them does the IO.
+//! [`founding`] how nodes that know nothing but addresses agree on one cluster.
+//!
+//! The rest drives that: `service` has the loops, `discovery` and `meeting` find others and found or join, `keeper` brings
+//! this node to what the state says, `leading` plans where the meta group is led, `document` reads and writes the state,
+//! `calls` and `answers` are what nodes say to each other, and `durable` is what a node remembers by itself.
 
+mod answers;
+mod calls;
 pub mod change;
+mod discovery;
+mod document;
+mod durable;
 pub mod founding;
+mod keeper;
+mod leading;
+mod meeting;
 pub mod plan;
+mod service;
 pub mod state;
 #[cfg(test)]
 mod tests;
+
+pub use self::durable::DurableFile;
+pub use self::service::{Cluster, ClusterSettings, Parts};

@@ -17,6 +17,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::cluster::state::{
@@ -45,7 +46,7 @@ pub enum Liveness {
 }
 
 /// The committed, uniform membership of a group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     pub voters: BTreeMap<ReplicaId, NodeId>,
     pub learners: BTreeMap<ReplicaId, NodeId>,

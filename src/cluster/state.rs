@@ -15,10 +15,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shards::placement::GROUPS;
-
-/// The group that keeps the cluster state; those below it keep conversations.
-pub const META_GROUP: u16 = GROUPS;
+pub use crate::shards::placement::META_GROUP;
 
 /// Voters of a conversation group, as far as there are nodes.
 ///

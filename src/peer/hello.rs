@@ -20,7 +20,8 @@ use super::secrets::{KEYS_MAX, KeyId, Tag};
 
 /// Largest message of a handshake.
 pub(crate) const HANDSHAKE_BYTES_MAX: usize = 4 << 10;
-/// The protocol versions this build speaks.
+/// The lowest and the highest protocol version this build speaks.
+pub const PROTOCOLS: (u16, u16) = (PROTOCOL_MIN, PROTOCOL_MAX);
 pub(crate) const PROTOCOL_MIN: u16 = 1;
 pub(crate) const PROTOCOL_MAX: u16 = 1;
 

@@ -37,7 +37,7 @@ use bytes::Bytes;
 use crate::config::Config;
 use crate::tls::{Dialler, TlsError};
 
-pub use hello::{Reason, Refusal};
+pub use hello::{PROTOCOLS, Reason, Refusal};
 pub use links::{LinkInfo, LinkState};
 pub use peers::Peers;
 pub use secrets::Secrets;

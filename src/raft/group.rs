@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::errors::{ClientWriteError, ForwardReason, InitializeError, RaftError};
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 
 use super::liveness::Liveness;
@@ -22,10 +22,12 @@ use crate::store::{Failure, GroupStore};
 /// Bounds of openraft's election timeout, of which only the upper one matters here: it is the lease within which a
 /// voter that heard from a leader grants no other a vote. Elections are started by the node.
 const LEASE_MS: (u64, u64) = (200, 300);
+/// A leader that has just heard from a quorum may be late again on a machine that is starved.
+const LEASE_RENEWALS_MAX: usize = 4;
 /// Longest wait of a read for this node to apply what the leader confirmed.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
-/// A learner this many entries behind or fewer may become a voter.
-const PROMOTION_LAG_MAX: u64 = 256;
+/// A replica this many entries behind or fewer may become a voter or the leader.
+const CAUGHT_UP_LAG_MAX: u64 = 256;
 
 /// Why a write through Raft has no reply.
 #[derive(Debug, thiserror::Error)]
@@ -142,13 +144,25 @@ impl Group {
             // It may still believe to lead: refusing now is safe to retry, a proposal that hangs is not.
             return Err(WriteFailure::NotLeader);
         }
-        match self.raft.client_write(Proposal { command, at: None }).await {
-            Ok(response) => response.data.ok_or_else(|| WriteFailure::Unknown("no reply".into())),
-            // Only this error means that nothing was appended; LogEntryDiscarded, which also names a leader,
-            // does not.
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(WriteFailure::NotLeader),
-            Err(error) => Err(WriteFailure::Unknown(error.to_string())),
+        for _ in 0..LEASE_RENEWALS_MAX {
+            match self.raft.client_write(Proposal { command: command.clone(), at: None }).await {
+                Ok(response) => return response.data.ok_or_else(|| WriteFailure::Unknown("no reply".into())),
+                // Only this error means that nothing was appended; LogEntryDiscarded, which also names a leader,
+                // does not.
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                    // A leader that was idle has to hear from a quorum first.
+                    if to.reason != ForwardReason::LeaseExpired || !self.renew_lease().await {
+                        return Err(WriteFailure::NotLeader);
+                    }
+                }
+                Err(error) => return Err(WriteFailure::Unknown(error.to_string())),
+            }
         }
+        Err(WriteFailure::NotLeader)
+    }
+
+    async fn renew_lease(&self) -> bool {
+        self.reads.confirm(&self.raft).await.is_ok()
     }
 
     /// On the leader: a log index such that a state that has applied it reflects every write acknowledged before.
@@ -179,6 +193,11 @@ impl Group {
         self.wait_applied(index).await
     }
 
+    /// The highest term this replica has seen.
+    pub fn term(&self) -> u64 {
+        self.raft.metrics().borrow_watched().current_term
+    }
+
     /// The voters of the newest configuration; of both halves while it changes.
     pub fn voters(&self) -> Members {
         self.members(|membership, replica| membership.voter_ids().any(|voter| voter == *replica))
@@ -197,6 +216,14 @@ impl Group {
             && metrics.membership_config.membership().get_joint_config().len() == 1
     }
 
+    /// Entries known to be committed that are not applied here yet.
+    pub fn unapplied(&self) -> u64 {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: Option<super::types::LogId>| id.map_or(0, |id| id.index);
+        index(metrics.cluster_committed).saturating_sub(index(metrics.last_applied))
+    }
+
     /// On the leader: how many entries a replica has yet to receive; `None` where that is not known.
     pub fn lag_of(&self, replica: ReplicaId) -> Option<u64> {
         let metrics = self.raft.metrics();
@@ -205,36 +232,57 @@ impl Group {
         Some(metrics.last_log_index?.saturating_sub(matched))
     }
 
-    /// Takes the group one step nearer to these members; true once it has them. Leader only.
-    ///
-    /// A newcomer learns first. Once all future voters have caught up, one joint change makes them so.
-    pub async fn converge(&self, voters: &Members, learners: &Members) -> Result<bool, MembershipError> {
-        if !self.is_settled() {
-            return Ok(false);
-        }
-        let (now_voting, now_learning) = (self.voters(), self.learners());
-        let known =
-            |replica: &ReplicaId| now_voting.contains_key(replica) || now_learning.contains_key(replica);
-        if let Some((replica, node_id)) = voters.iter().chain(learners).find(|(replica, _)| !known(replica)) {
+    /// On the leader: has these replicas receive the log, without a vote.
+    pub async fn add_learners(&self, learners: &Members) -> Result<(), MembershipError> {
+        for (replica, node_id) in learners {
+            self.renew_lease().await;
             let added = self.raft.add_learner(*replica, Host { node_id: *node_id }, false).await;
-            return added.map(|_| false).map_err(|e| MembershipError(e.to_string()));
+            added.map_err(|e| MembershipError(e.to_string()))?;
         }
-        if now_voting != *voters {
-            let arrived = |replica: &ReplicaId| {
-                now_voting.contains_key(replica)
-                    || self.lag_of(*replica).is_some_and(|lag| lag <= PROMOTION_LAG_MAX)
-            };
-            if !voters.keys().all(arrived) {
-                return Ok(false);
-            }
-            return self.change(ChangeMembers::ReplaceAllVoters(voters.keys().copied().collect())).await;
+        Ok(())
+    }
+
+    /// On the leader: gives the group these members by a joint change. Future voters must be members already.
+    pub async fn replace_members(&self, voters: &Members, learners: &Members) -> Result<(), MembershipError> {
+        if self.voters() != *voters {
+            // A voter that shall learn stays a member.
+            let demoted = self.voters().keys().any(|replica| learners.contains_key(replica));
+            let change = ChangeMembers::ReplaceAllVoters(voters.keys().copied().collect());
+            self.change(change, demoted).await?;
         }
         let surplus: BTreeSet<_> =
-            now_learning.keys().filter(|r| !learners.contains_key(r)).copied().collect();
+            self.learners().into_keys().filter(|replica| !learners.contains_key(replica)).collect();
         if surplus.is_empty() {
-            return Ok(true);
+            return Ok(());
         }
-        self.change(ChangeMembers::RemoveNodes(surplus)).await
+        self.change(ChangeMembers::RemoveNodes(surplus), false).await
+    }
+
+    /// On the leader: whether a replica answers and lacks next to nothing of the log.
+    pub fn has_caught_up(&self, replica: ReplicaId) -> bool {
+        if replica == self.replica {
+            return true;
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let host = metrics.membership_config.membership().get_node(&replica);
+        let answers = host.is_some_and(|host| self.liveness.answers(host.node_id));
+        answers && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
+    }
+
+    /// Whether a replica could take over the lead right now.
+    pub fn could_lead(&self, replica: ReplicaId) -> bool {
+        let host = self.voters().get(&replica).copied();
+        replica != self.replica
+            && host.is_some_and(|node| self.liveness.may_lead(node))
+            && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
+    }
+
+    /// On the leader: has all replicas hear from it, and those that could not be reached tried again at once.
+    pub(crate) async fn greet(&self) {
+        // Errors mean that the group has stopped, which its own failure reports.
+        let _ = self.raft.trigger().reset_backoff([]).await;
+        let _ = self.raft.trigger().heartbeat().await;
     }
 
     /// Asks another voter to take over the lead.
@@ -275,9 +323,14 @@ impl Group {
         nodes.map(|(replica, host)| (*replica, host.node_id)).collect()
     }
 
-    async fn change(&self, change: ChangeMembers<ReplicaId, Host>) -> Result<bool, MembershipError> {
-        let changed = self.raft.change_membership(change, false).await;
-        changed.map(|_| false).map_err(|e| MembershipError(e.to_string()))
+    async fn change(
+        &self,
+        change: ChangeMembers<ReplicaId, Host>,
+        keep_removed_voters: bool,
+    ) -> Result<(), MembershipError> {
+        self.renew_lease().await;
+        let changed = self.raft.change_membership(change, keep_removed_voters).await;
+        changed.map(drop).map_err(|e| MembershipError(e.to_string()))
     }
 }
 

@@ -33,6 +33,8 @@ struct Peer {
     /// When it was last heard.
     heard: Option<Instant>,
     incarnation: u64,
+    /// It is about to stop.
+    leaving: bool,
     /// Groups it leads, and their terms.
     claims: HashMap<u16, u64>,
 }
@@ -57,11 +59,18 @@ impl Liveness {
     }
 
     /// A node's heartbeat arrived.
-    pub(crate) fn heard(&self, node: u128, incarnation: u64, claims: HashMap<u16, u64>, now: Instant) {
+    pub(crate) fn heard(
+        &self,
+        node: u128,
+        incarnation: u64,
+        leaving: bool,
+        claims: HashMap<u16, u64>,
+        now: Instant,
+    ) {
         let mut peers = self.0.lock();
         let peer = peers.entry(node).or_default();
         if incarnation >= peer.incarnation {
-            *peer = Peer { heard: Some(now), incarnation, claims, ..std::mem::take(peer) };
+            *peer = Peer { heard: Some(now), incarnation, leaving, claims, ..std::mem::take(peer) };
         }
     }
 
@@ -75,6 +84,11 @@ impl Liveness {
         peers.get(&node).is_some_and(|peer| {
             peer.linked && peer.answered.is_some_and(|sent| sent.elapsed() < ELECTION_TIMEOUT)
         })
+    }
+
+    /// Whether a node may be asked to lead: it answers, and is not about to stop.
+    pub(crate) fn may_lead(&self, node: u128) -> bool {
+        self.answers(node) && self.0.lock().get(&node).is_some_and(|peer| !peer.leaving)
     }
 
     /// When a node last said that it leads the group in this term.
@@ -183,7 +197,7 @@ mod tests {
 
         fn claim_at(&self, ms: u64) {
             let at = self.start + Duration::from_millis(ms);
-            self.liveness.heard(LEADER, 1, HashMap::from([(GROUP, 1)]), at);
+            self.liveness.heard(LEADER, 1, false, HashMap::from([(GROUP, 1)]), at);
         }
 
         fn due_at(&mut self, ms: u64) -> bool {
@@ -229,7 +243,7 @@ mod tests {
     #[test]
     fn a_claim_of_another_term_or_an_older_process_does_not_count() {
         let mut rig = Rig::new(0);
-        rig.liveness.heard(LEADER, 2, HashMap::from([(GROUP, 9)]), rig.start);
+        rig.liveness.heard(LEADER, 2, false, HashMap::from([(GROUP, 9)]), rig.start);
         rig.claim_at(4_000);
         let due = (0..4_100).step_by(100).find(|ms| rig.due_at(*ms));
         assert!(due.is_some());

@@ -6,6 +6,7 @@ mod checkpoint;
 mod codec;
 mod elections;
 mod group;
+mod heartbeat;
 mod import;
 mod liveness;
 mod log_store;

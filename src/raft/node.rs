@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::Config;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 use super::checkpoint::Checkpointer;
 use super::elections::Elections;
 use super::group::{self, Group};
+use super::heartbeat::{self, Heartbeats};
 use super::liveness::Liveness;
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
@@ -20,6 +22,7 @@ use super::slots::{Slot, Slots};
 use super::types::ReplicaId;
 use crate::journal::{AppendError, Class, Disk, Journal, Options};
 use crate::metrics::Metrics;
+use crate::peer::Peers;
 use crate::store::{Failure, Shared, StoreError};
 
 /// How often gauges are brought up to date.
@@ -71,6 +74,7 @@ pub struct Node {
     network: Network,
     liveness: Arc<Liveness>,
     elections: Arc<Elections>,
+    heartbeats: Arc<Heartbeats>,
     config: Arc<Config>,
     checkpointer: Arc<Checkpointer>,
     failure: Failure,
@@ -114,6 +118,7 @@ impl Node {
             shared: recovered.shared,
             node_id: settings.node_id,
             elections: Arc::new(Elections::new(slots.clone(), liveness.clone())),
+            heartbeats: Arc::new(Heartbeats::new(slots.clone(), liveness.clone(), metrics.clone())),
             slots,
             network: Network::new(Arc::new(network)),
             liveness,
@@ -137,6 +142,25 @@ impl Node {
         Ok(node)
     }
 
+    /// The node's permanent id.
+    pub fn node_id(&self) -> u128 {
+        self.node_id
+    }
+
+    /// Takes part in what nodes say to each other, on the links' own runtime.
+    pub fn meet_peers(&self, peers: &Peers, runtime: &Handle) {
+        let running = Running { slots: self.slots.clone(), elections: self.elections.clone() };
+        peers.serve(RaftService::METHODS, Arc::new(RaftService::new(Arc::new(running))));
+        peers.serve(heartbeat::METHOD..=heartbeat::METHOD, self.heartbeats.clone());
+        let heartbeats = self.heartbeats.clone().serve(peers.clone(), self.stop.clone());
+        self.services.spawn_on(heartbeats, runtime);
+    }
+
+    /// Others learn that this node is about to stop and should lead nothing.
+    pub fn leave(&self) {
+        self.heartbeats.leave();
+    }
+
     /// The replica of a group that runs here.
     pub fn group(&self, group: u16) -> Option<Arc<Group>> {
         self.slots.get(group)?.group()
@@ -145,6 +169,12 @@ impl Node {
     /// All replicas that run here, by group.
     pub fn hosted(&self) -> Vec<Arc<Group>> {
         self.slots.running().collect()
+    }
+
+    /// Group and replica id of everything that this node holds.
+    pub fn held(&self) -> Vec<(u16, ReplicaId)> {
+        let held = self.slots.iter().map(|slot| (slot.store.group(), slot.log.with(|log| log.replica)));
+        held.filter(|(_, replica)| *replica != 0).collect()
     }
 
     /// Starts an empty replica of a group; nothing happens where it runs already.
@@ -179,17 +209,6 @@ impl Node {
             .await
             .map_err(|e| HostError::Journal { group, source: std::io::Error::other(e) })??;
         slot.log.adopt(0).await.map_err(|source| HostError::Journal { group, source })
-    }
-
-    /// What answers Raft's calls of other nodes, for [`RaftService::METHODS`].
-    pub fn raft_service(&self) -> Arc<RaftService> {
-        let running = Running { slots: self.slots.clone(), elections: self.elections.clone() };
-        Arc::new(RaftService::new(Arc::new(running)))
-    }
-
-    /// The node's permanent id.
-    pub fn node_id(&self) -> u128 {
-        self.node_id
     }
 
     /// Whether there is disk space for appends.

@@ -120,7 +120,7 @@ fn refused(error: impl ToString) -> Refused {
 
 impl RaftService {
     /// The methods it serves.
-    pub const METHODS: RangeInclusive<u16> = 1..=15;
+    pub const METHODS: RangeInclusive<u16> = 1..=14;
 
     pub(crate) fn new(hosted: Arc<dyn Hosted>) -> Self {
         Self { hosted, imports: Mutex::default() }

@@ -1,0 +1,47 @@
+//! What this node answers when others call about the cluster.
+
+use bytes::Bytes;
+
+use super::calls::{self, ChangeRequest, StateAnswer, Status};
+use super::founding::Event;
+use super::service::Inner;
+use super::state::NodeId;
+use crate::peer::{Answer, Refused, Remote, Service};
+
+impl Service for Inner {
+    fn call<'a>(&'a self, from: &'a Remote, method: u16, body: Bytes) -> Answer<'a> {
+        Box::pin(self.answer(from, method, body))
+    }
+}
+
+impl Inner {
+    async fn answer(&self, from: &Remote, method: u16, body: Bytes) -> Result<Bytes, Refused> {
+        match method {
+            calls::FOUNDING => {
+                self.on(Event::Received(NodeId(from.node_id), calls::decode(&body)?)).await;
+                calls::encode(&())
+            }
+            calls::STATUS => {
+                let cluster = *self.cluster.lock();
+                calls::encode(&Status { cluster, you: from.address.to_string() })
+            }
+            calls::CHANGE => {
+                let ChangeRequest { change, hops_left } = calls::decode(&body)?;
+                self.make(change, hops_left).await.map_err(|e| Refused(e.to_string()))?;
+                calls::encode(&())
+            }
+            calls::STATE => {
+                let known = self.document.borrow().clone();
+                calls::encode(&known.map(|document| StateAnswer {
+                    version: document.version,
+                    state: document.state.encode(),
+                }))
+            }
+            calls::REPORT => {
+                let version = self.document.borrow().as_ref().map_or(0, |document| document.version);
+                calls::encode(&self.report(version))
+            }
+            _ => Err(Refused(format!("there is no method {method}"))),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What the node that leads the meta group does: it makes changes of the cluster state, and plans.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tracing::{info, warn};
+
+use super::calls::{self, Change, ChangeRequest, Report};
+use super::change::Refusal;
+use super::document::{self, Document, SaveError};
+use super::founding::Durable;
+use super::keeper::Keeper;
+use super::plan::{Observed, plan};
+use super::service::Inner;
+use super::state::{ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
+use crate::peer::CallError;
+
+/// Between two looks while nothing moves.
+const REST: Duration = Duration::from_secs(2);
+/// Between two plans while replicas move.
+const HURRY: Duration = Duration::from_millis(300);
+/// A change is tried again so often when the state was written by another hand meanwhile.
+const CONFLICTS_MAX: usize = 16;
+
+/// Why a change of the cluster state was not made, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    RefusedThere(String),
+    #[error("the meta group has no leader in reach; try again")]
+    NoLeader,
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    #[error(transparent)]
+    Call(CallError),
+}
+
+impl Inner {
+    /// Plans as long as the meta group is led here.
+    pub(super) async fn lead(self: Arc<Self>) {
+        loop {
+            let leads = self.parts.node.group(META_GROUP).is_some_and(|group| group.is_leader());
+            let moving = if leads { self.lead_once().await } else { self.document.borrow().is_none() };
+            tokio::time::sleep(if moving { HURRY } else { REST }).await;
+        }
+    }
+
+    /// One plan; true if there may soon be another.
+    async fn lead_once(&self) -> bool {
+        let Some(document) = self.document.borrow().clone() else {
+            self.write_founding_state().await;
+            return true;
+        };
+        let _turn = self.changing.lock().await;
+        let seen = self.observe(&document).await;
+        let Some(next) = plan(&document.state, &seen) else {
+            return seen.groups.len() < document.state.groups.len();
+        };
+        match document::save(&self.parts.shards, Some(document.version), &next).await {
+            Ok(version) => info!(event = "cluster_planned", version),
+            Err(SaveError::Conflict) => {}
+            Err(error) => warn!(event = "cluster_plan_failed", %error),
+        }
+        true
+    }
+
+    /// The first state of a cluster that was just founded.
+    async fn write_founding_state(&self) {
+        let Durable::Founded { cluster, members } = self.founding.lock().await.durable().clone() else {
+            return;
+        };
+        let records = self.founding_records(&members);
+        if records.len() < members.len() {
+            return;
+        }
+        match document::save(&self.parts.shards, None, &ClusterState::found(cluster, records)).await {
+            Ok(_) => info!(event = "cluster_founded", %cluster, nodes = members.len()),
+            Err(SaveError::Conflict) => {}
+            Err(error) => warn!(event = "cluster_founding_failed", %error),
+        }
+    }
+
+    fn founding_records(&self, members: &std::collections::BTreeSet<NodeId>) -> BTreeMap<NodeId, NodeRecord> {
+        let links = self.parts.peers.links().borrow().clone();
+        let remotes = links.iter().filter_map(|link| link.remote.as_ref()).map(|remote| {
+            let record = NodeRecord {
+                name: remote.name.clone(),
+                address: remote.address.to_string(),
+                state: NodeState::Active,
+                incarnation: Some(remote.incarnation),
+                protocol: crate::peer::PROTOCOLS,
+                joined_ms: super::service::now_ms(),
+            };
+            (NodeId(remote.node_id), record)
+        });
+        let mut records: BTreeMap<NodeId, NodeRecord> = remotes.collect();
+        records.insert(self.me, self.record());
+        records.retain(|node, _| members.contains(node));
+        records
+    }
+
+    /// Makes a change here if the meta group is led here, else has its leader make it.
+    pub(super) async fn make(&self, change: Change, hops_left: u8) -> Result<(), ChangeError> {
+        let leader = self.parts.node.group(META_GROUP).and_then(|group| group.leader());
+        match leader {
+            Some(leader) if leader == self.me.0 => self.make_here(&change).await,
+            _ if hops_left == 0 => Err(ChangeError::NoLeader),
+            // Where the meta group is not hosted, somebody else knows its leader.
+            leader => {
+                let to = leader.map(NodeId).or_else(|| self.any_member()).ok_or(ChangeError::NoLeader)?;
+                let request = ChangeRequest { change, hops_left: hops_left - 1 };
+                calls::call(&self.parts.peers, to, calls::CHANGE, &request).await.map_err(|e| match e {
+                    CallError::Refused(why) => ChangeError::RefusedThere(why),
+                    other => ChangeError::Call(other),
+                })
+            }
+        }
+    }
+
+    fn any_member(&self) -> Option<NodeId> {
+        let document = self.document.borrow().clone()?;
+        document.state.active().find(|node| *node != self.me && self.parts.peers.is_up(node.0))
+    }
+
+    async fn make_here(&self, change: &Change) -> Result<(), ChangeError> {
+        let _turn = self.changing.lock().await;
+        for _ in 0..CONFLICTS_MAX {
+            let newest = document::load_newer(&self.parts.node, 0).await;
+            let document = newest.map_err(|_| ChangeError::NoLeader)?.ok_or(ChangeError::NoLeader)?;
+            let seen = self.observe(&document).await;
+            let mut state = document.state.clone();
+            if !apply(&mut state, change, &seen)? {
+                return Ok(());
+            }
+            match document::save(&self.parts.shards, Some(document.version), &state).await {
+                Ok(version) => {
+                    info!(event = "cluster_changed", version, change = ?change);
+                    return Ok(());
+                }
+                Err(SaveError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(SaveError::Conflict.into())
+    }
+
+    /// What all reachable nodes report for a state, and who is reachable.
+    pub(super) async fn observe(&self, document: &Document) -> Observed {
+        let members = document.state.nodes.iter().filter(|(_, record)| record.state != NodeState::Removed);
+        let nodes: BTreeMap<_, _> = members.map(|(node, _)| (*node, self.liveness(*node))).collect();
+        let others = nodes.keys().filter(|node| **node != self.me && self.parts.peers.is_up(node.0));
+        let reports =
+            join_all(others.map(|node| calls::call::<Report>(&self.parts.peers, *node, calls::REPORT, &())));
+        let mut reports: Vec<Report> = reports.await.into_iter().flatten().collect();
+        reports.push(self.report(document.version));
+        reports.retain(|report| report.version == document.version);
+        let groups = reports.into_iter().flat_map(|report| report.led).collect();
+        Observed { nodes, groups }
+    }
+
+    /// What this node knows of the groups it leads, going by a version of the state.
+    pub(super) fn report(&self, version: u64) -> Report {
+        let hosted = self.parts.node.hosted();
+        let led =
+            hosted.iter().filter_map(|group| Some((group.number(), Keeper::membership(group)?))).collect();
+        let unapplied = hosted.iter().map(|group| group.unapplied()).sum();
+        Report { version, led, hosted: hosted.len() as u32, unapplied }
+    }
+}
+
+fn apply(state: &mut ClusterState, change: &Change, seen: &Observed) -> Result<bool, Refusal> {
+    match change {
+        Change::Admit { node, record, replace } => state.admit(*node, record.clone(), *replace, seen),
+        Change::Drain { name } => state.drain(name),
+        Change::Undrain { name } => state.undrain(name),
+        Change::Remove { name } => state.remove(name, seen).map(|()| true),
+    }
+}

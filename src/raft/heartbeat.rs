@@ -1,0 +1,148 @@
+//! What a node tells every other one a few times a second: that it lives, and which groups it leads.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::liveness::{ELECTION_TIMEOUT, HEARTBEAT, Liveness};
+use super::slots::Slots;
+use crate::metrics::Metrics;
+use crate::peer::{Answer, Lane, Peers, Refused, Remote, Service};
+
+/// The method that carries heartbeats.
+pub(crate) const METHOD: u16 = 15;
+
+const VERSION: u8 = 1;
+/// The sender is about to stop: it wants to lead nothing.
+const LEAVING: u8 = 1;
+const HEADER_BYTES: usize = 2;
+const CLAIM_BYTES: usize = 10;
+
+/// Sends and receives heartbeats.
+pub(crate) struct Heartbeats {
+    slots: Arc<Slots>,
+    liveness: Arc<Liveness>,
+    metrics: Metrics,
+    leaving: AtomicBool,
+}
+
+impl Heartbeats {
+    pub(crate) fn new(slots: Arc<Slots>, liveness: Arc<Liveness>, metrics: Metrics) -> Self {
+        Self { slots, liveness, metrics, leaving: AtomicBool::new(false) }
+    }
+
+    /// From the next heartbeat on, others know that this node is about to stop.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn serve(self: Arc<Self>, peers: Peers, stop: CancellationToken) {
+        let mut links = peers.links();
+        let mut linked = BTreeSet::new();
+        let mut ticks = tokio::time::interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let up: BTreeSet<u128> = {
+                let links = links.borrow_and_update();
+                links
+                    .iter()
+                    .filter(|link| link.is_up())
+                    .filter_map(|l| Some(l.remote.as_ref()?.node_id))
+                    .collect()
+            };
+            for node in linked.difference(&up) {
+                self.liveness.set_linked(*node, false);
+            }
+            // A node that has just come within reach hears at once who leads.
+            for node in up.difference(&linked) {
+                self.liveness.set_linked(*node, true);
+                self.send(&peers, *node);
+            }
+            if !up.is_subset(&linked) {
+                // What was lost while a link was down, such as the last commit, is said again.
+                for group in self.slots.running().filter(|group| group.is_leader()) {
+                    group.greet().await;
+                }
+            }
+            linked = up;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = links.changed() => if changed.is_err() { return },
+                _ = ticks.tick() => linked.iter().for_each(|node| self.send(&peers, *node)),
+            }
+        }
+    }
+
+    fn send(self: &Arc<Self>, peers: &Peers, node: u128) {
+        self.metrics.heartbeats_total.inc();
+        let (this, peers, body) = (self.clone(), peers.clone(), self.encode());
+        tokio::spawn(async move {
+            let sent = Instant::now();
+            if peers.call(node, Lane::Control, METHOD, &[body], ELECTION_TIMEOUT).await.is_ok() {
+                this.liveness.answered(node, sent);
+            }
+        });
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut out = vec![VERSION, u8::from(self.leaving.load(Ordering::Relaxed)) * LEAVING];
+        for group in self.slots.running().filter(|group| group.is_leader()) {
+            out.extend_from_slice(&group.number().to_le_bytes());
+            out.extend_from_slice(&group.term().to_le_bytes());
+        }
+        out.into()
+    }
+}
+
+impl Service for Heartbeats {
+    fn call<'a>(&'a self, from: &'a Remote, _method: u16, body: Bytes) -> Answer<'a> {
+        let answer = match decode(&body) {
+            Some((leaving, claims)) => {
+                self.liveness.heard(from.node_id, from.incarnation, leaving, claims, Instant::now());
+                Ok(Bytes::new())
+            }
+            None => Err(Refused("undecodable heartbeat".into())),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+fn decode(body: &[u8]) -> Option<(bool, HashMap<u16, u64>)> {
+    let (header, claims) = body.split_at_checked(HEADER_BYTES)?;
+    if header[0] != VERSION || !claims.len().is_multiple_of(CLAIM_BYTES) {
+        return None;
+    }
+    let claims = claims.chunks_exact(CLAIM_BYTES).map(|claim| {
+        let (group, term) = claim.split_at(2);
+        let term = term.try_into().map(u64::from_le_bytes);
+        Some((u16::from_le_bytes(group.try_into().ok()?), term.ok()?))
+    });
+    Some((header[1] & LEAVING != 0, claims.collect::<Option<_>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let mut body = vec![1, 1];
+        body.extend_from_slice(&[3, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(decode(&body), Some((true, HashMap::from([(3, 9)]))));
+        assert_eq!(decode(&[1, 0]), Some((false, HashMap::new())));
+        assert_eq!(decode(&[2, 0]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = decode(&body);
+        }
+    }
+}
