@@ -160,7 +160,7 @@ impl Server {
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let config = Arc::new(config);
-        let app = App::new(shards.clone(), estimator, config.clone(), metrics.clone(), address);
+        let app = App::new(shards.clone(), estimator, config.clone(), metrics.clone());
         if let Some(acceptor) = config.tls_acceptor()? {
             app.set_tls(acceptor);
         }
@@ -189,6 +189,7 @@ impl Server {
         };
         let settings = cluster_settings(&config, node_id, address);
         let cluster = Cluster::start(settings, parts, file, membership, placement);
+        app.set_cluster(Arc::new(cluster.clone()));
         info!(event = "recovered", groups = node.hosted().len());
         Ok(Self { address, shards, node, cluster, peers, links, failure, stop, edge })
     }

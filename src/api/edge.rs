@@ -30,7 +30,7 @@ use super::weigh::Scales;
 use super::window_cache::WindowCache;
 use crate::config::{Config, Secret};
 use crate::metrics::Metrics;
-use crate::shards::Shards;
+use crate::shards::{ClusterControl, Shards};
 use crate::tokens::Estimator;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -56,12 +56,13 @@ struct Inner {
 /// What handlers work with.
 pub(crate) struct AppState {
     pub shards: Shards,
+    /// Set once the node has recovered.
+    pub control: OnceLock<Arc<dyn ClusterControl>>,
     pub scales: Scales,
     pub config: Arc<Config>,
     pub metrics: Metrics,
     pub windows: WindowCache,
     pub limits: Limits,
-    pub address: SocketAddr,
     /// Cancelled when the node shuts down: streams end, long polls answer.
     pub closing: CancellationToken,
     bodies: Bodies,
@@ -112,17 +113,11 @@ impl Drop for StreamPermit {
 }
 
 impl App {
-    /// `address` is where the node's listener is bound.
-    pub fn new(
-        shards: Shards,
-        estimator: Estimator,
-        config: Arc<Config>,
-        metrics: Metrics,
-        address: SocketAddr,
-    ) -> App {
+    pub fn new(shards: Shards, estimator: Estimator, config: Arc<Config>, metrics: Metrics) -> App {
         let limits = Limits::of(&config);
         let app = Arc::new(AppState {
             shards,
+            control: OnceLock::new(),
             windows: WindowCache::new(config.window_cache_bytes),
             scales: Scales::new(estimator, metrics.clone()),
             metrics,
@@ -131,7 +126,6 @@ impl App {
             streams: Arc::new(Semaphore::new(limits.streams)),
             streams_open: TaskTracker::new(),
             limits,
-            address,
             config: config.clone(),
         });
         App(Arc::new(Inner {
@@ -189,6 +183,11 @@ impl App {
 
     pub(crate) fn tls(&self) -> Option<&TlsAcceptor> {
         self.0.tls.get()
+    }
+
+    /// Whom operators' requests about the cluster go to from now on; before, they are refused.
+    pub fn set_cluster(&self, control: Arc<dyn ClusterControl>) {
+        let _ = self.0.app.control.set(control);
     }
 
     /// Where connections of other nodes go from now on; before, they are refused.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
 use crate::conversation::{Refusal, Reply};
-use crate::shards::{ReadError, WriteError};
+use crate::shards::{ControlError, ReadError, WriteError};
 
 /// Why a request was not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) enum ApiError {
     Unauthorized,
     /// The conversation does not exist.
     NotFound,
+    /// The cluster has no such node; the text names it.
+    NoSuchNode(String),
     /// No such path.
     NoRoute,
     MethodNotAllowed,
@@ -42,6 +44,8 @@ pub(crate) enum ApiError {
         expected: u64,
         current: u64,
     },
+    /// The state of the cluster forbids it; the text says what would have to be otherwise.
+    ClusterRefuses(String),
     Tombstoned,
     IdempotencyConflict,
     /// `what` is larger than `limit_bytes`.
@@ -76,11 +80,13 @@ impl ApiError {
             ApiError::InvalidId(_) => (StatusCode::BAD_REQUEST, "invalid_id"),
             ApiError::InvalidRange { .. } => (StatusCode::BAD_REQUEST, "invalid_range"),
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            ApiError::NotFound | ApiError::NoRoute => (StatusCode::NOT_FOUND, "not_found"),
+            ApiError::NotFound | ApiError::NoSuchNode(_) | ApiError::NoRoute => {
+                (StatusCode::NOT_FOUND, "not_found")
+            }
             ApiError::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             ApiError::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
             ApiError::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
-            ApiError::Conflict { .. } => (StatusCode::CONFLICT, "conflict"),
+            ApiError::Conflict { .. } | ApiError::ClusterRefuses(_) => (StatusCode::CONFLICT, "conflict"),
             ApiError::Tombstoned => (StatusCode::CONFLICT, "tombstoned"),
             ApiError::IdempotencyConflict => (StatusCode::CONFLICT, "idempotency_conflict"),
             ApiError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
@@ -111,6 +117,7 @@ impl ApiError {
                 text.clone()
             }
             ApiError::InvalidRange { message, .. } => message.clone(),
+            ApiError::NoSuchNode(text) | ApiError::ClusterRefuses(text) => text.clone(),
             ApiError::Unauthorized => "A known API key is required: Authorization: Bearer KEY".into(),
             ApiError::NotFound => format!("{subject} not found"),
             ApiError::NoRoute => "There is nothing at this path".into(),
@@ -214,6 +221,17 @@ impl From<WriteError> for ApiError {
             WriteError::UnknownOutcome(why) => ApiError::UnknownOutcome(why),
             WriteError::Draining => ApiError::Draining,
             WriteError::Full => ApiError::Unavailable(WriteError::Full.to_string()),
+        }
+    }
+}
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> ApiError {
+        match error {
+            ControlError::NoSuchNode(why) => ApiError::NoSuchNode(why),
+            ControlError::Refused(why) => ApiError::ClusterRefuses(why),
+            ControlError::Unavailable(why) => ApiError::Unavailable(why),
+            ControlError::UnknownOutcome(why) => ApiError::UnknownOutcome(why),
         }
     }
 }

@@ -9,6 +9,7 @@
 mod accept;
 mod auth;
 mod body;
+mod cluster;
 mod compress;
 mod conversations;
 mod dialect;
@@ -31,7 +32,7 @@ mod wire;
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodFilter, MethodRouter, get, on};
 use utoipa::openapi::path::Operation;
 
 use self::dialect::Dialect;
@@ -88,10 +89,10 @@ fn common_routes() -> Vec<Route> {
         route(Get, "/health/ready", ops::ready, doc::ready()),
         route(Get, "/metrics", ops::metrics, doc::metrics()),
         route(Get, "/openapi.json", ops::document, doc::document()),
-        route(Get, "/v1/cluster", ops::cluster, doc::cluster()),
-        route(Post, "/v1/cluster/drain", ops::drain, doc::drain()),
-        route(Post, "/v1/cluster/undrain", ops::undrain, doc::undrain()),
-        route(Delete, "/v1/cluster/nodes/{name}", ops::remove_node, doc::remove_node()),
+        route(Get, "/v1/cluster", cluster::status, doc::cluster()),
+        route(Post, "/v1/cluster/drain", cluster::drain, doc::drain()),
+        route(Post, "/v1/cluster/undrain", cluster::undrain, doc::undrain()),
+        route(Delete, "/v1/cluster/nodes/{name}", cluster::remove_node, doc::remove_node()),
     ]
 }
 
@@ -105,7 +106,9 @@ pub(crate) fn routes() -> impl Iterator<Item = (Dialect, Route)> {
 }
 
 fn router(app: &std::sync::Arc<AppState>) -> Router {
-    routes().fold(Router::new(), |router, (dialect, Route { path, handler, .. })| {
+    let scope = Scope { app: app.clone(), dialect: Dialect::Conversations };
+    let undocumented = Router::new().route("/internal/digests", get(cluster::digests).with_state(scope));
+    routes().fold(undocumented, |router, (dialect, Route { path, handler, .. })| {
         router.route(&path, handler.with_state(Scope { app: app.clone(), dialect }))
     })
 }

@@ -210,7 +210,7 @@ impl Describe {
 pub(crate) mod node {
     use utoipa::openapi::path::Operation;
 
-    use super::operation::describe;
+    use super::operation::{Kind, describe};
 
     pub(crate) fn live() -> Operation {
         describe("live", "Whether the process serves").open().answers(200, "It does.", "Health").done()
@@ -242,17 +242,29 @@ pub(crate) mod node {
     }
 
     pub(crate) fn drain() -> Operation {
-        describe("drain", "Stop taking writes and turn unready; reads go on")
-            .answers(200, "Draining.", "Cluster")
-            .fails(&[])
+        describe(
+            "drain",
+            "Move a node's replicas to the others; it turns unready and serves on by forwarding",
+        )
+        .query("name", Kind::Text, "The name of the node; the one that is asked by default.")
+        .takes("NodeName", false)
+        .answers(200, "Draining. A node that is alone has stopped taking writes.", "Cluster")
+        .fails(&[400, 404, 409, 413, 415])
     }
 
     pub(crate) fn undrain() -> Operation {
-        describe("undrain", "Take writes again").answers(200, "Not draining.", "Cluster").fails(&[])
+        describe("undrain", "Let a node hold replicas, and a node that is alone take writes, again")
+            .query("name", Kind::Text, "The name of the node; the one that is asked by default.")
+            .takes("NodeName", false)
+            .answers(200, "Not draining.", "Cluster")
+            .fails(&[400, 404, 409, 413, 415])
     }
 
     pub(crate) fn remove_node() -> Operation {
-        describe("remove_node", "Remove a node from the cluster").name().fails(&[400])
+        describe("remove_node", "Remove a node from the cluster for good: one that was drained, or is gone")
+            .name()
+            .empty(204, "Removed.")
+            .fails(&[400, 404, 409])
     }
 }
 

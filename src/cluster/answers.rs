@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::calls::{self, ChangeRequest, StateAnswer, Status};
+use super::calls::{self, ChangeAnswer, ChangeRequest, StateAnswer, Status};
 use super::founding::Event;
 use super::service::Inner;
 use super::state::NodeId;
@@ -27,8 +27,8 @@ impl Inner {
             }
             calls::CHANGE => {
                 let ChangeRequest { change, hops_left } = calls::decode(&body)?;
-                self.make(change, hops_left).await.map_err(|e| Refused(e.to_string()))?;
-                calls::encode(&())
+                let failure = self.make(change, hops_left).await.err().map(|error| error.describe());
+                calls::encode(&ChangeAnswer { failure })
             }
             calls::STATE => {
                 let known = self.document.borrow().clone();

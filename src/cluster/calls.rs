@@ -20,7 +20,7 @@ pub(super) const METHODS: RangeInclusive<u16> = 32..=47;
 pub(super) const FOUNDING: u16 = 32;
 /// Asks for [`Status`].
 pub(super) const STATUS: u16 = 33;
-/// A [`Change`]; answered by nothing once it is made.
+/// A [`ChangeRequest`]; answered by [`ChangeAnswer`].
 pub(super) const CHANGE: u16 = 34;
 /// Asks for the newest [`StateAnswer`] known there.
 pub(super) const STATE: u16 = 35;
@@ -58,6 +58,30 @@ pub(super) struct ChangeRequest {
     pub(super) hops_left: u8,
 }
 
+/// What became of a change.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ChangeAnswer {
+    /// Absent once it is made.
+    pub(super) failure: Option<ChangeFailure>,
+}
+
+/// Why a change was not made, or is not known to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChangeFailure {
+    pub(super) kind: FailureKind,
+    pub(super) why: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FailureKind {
+    NoSuchNode,
+    Refused,
+    /// Not made, for a reason that may pass.
+    Unavailable,
+    UnknownOutcome,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StateAnswer {
     pub(super) version: u64,
@@ -72,7 +96,10 @@ pub(super) struct Report {
     pub(super) version: u64,
     /// By group; only those whose membership is committed and uniform.
     pub(super) led: BTreeMap<u16, Membership>,
-    /// Replicas running there.
+    /// By group it leads, also while the membership changes: the term.
+    #[serde(default)]
+    pub(super) terms: BTreeMap<u16, u64>,
+    /// Replicas of conversation groups running there.
     #[serde(default)]
     pub(super) hosted: u32,
     /// Entries its replicas have yet to apply, in all.

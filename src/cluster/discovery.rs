@@ -79,7 +79,7 @@ impl Discovery {
         let complete = self.seeds.iter().all(resolved)
             && behind
                 .iter()
-                .all(|address| links.iter().any(|link| link.address == *address && answered(&link)));
+                .all(|address| links.iter().any(|link| link.address == *address && answered(link)));
         let mut nodes: BTreeMap<NodeId, Option<ClusterId>> = BTreeMap::new();
         for remote in links.iter().filter(|link| link.state != LinkState::Myself && answered(link)) {
             if let Some(remote) = &remote.remote {

@@ -16,7 +16,7 @@ const CONVERSATION: &str = "cluster";
 
 /// A state with its place in history.
 #[derive(Debug)]
-pub struct Document {
+pub(super) struct Document {
     /// Rises with every change; compare and set goes by it.
     pub version: u64,
     pub state: ClusterState,
@@ -24,7 +24,7 @@ pub struct Document {
 
 /// Why the state cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum DocumentError {
+pub(super) enum DocumentError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -35,7 +35,7 @@ pub enum DocumentError {
 
 /// How writing a state ended.
 #[derive(Debug, thiserror::Error)]
-pub enum SaveError {
+pub(super) enum SaveError {
     /// Somebody else was faster: read, decide and write again.
     #[error("the cluster state has changed meanwhile")]
     Conflict,

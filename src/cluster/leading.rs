@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tracing::{info, warn};
 
-use super::calls::{self, Change, ChangeRequest, Report};
+use super::calls::{self, Change, ChangeAnswer, ChangeFailure, ChangeRequest, FailureKind, Report};
 use super::change::Refusal;
 use super::document::{self, Document, SaveError};
 use super::founding::Durable;
@@ -16,6 +16,8 @@ use super::plan::{Observed, plan};
 use super::service::Inner;
 use super::state::{ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
 use crate::peer::CallError;
+use crate::shards::placement::GROUPS;
+use crate::shards::{ControlError, WriteError};
 
 /// Between two looks while nothing moves.
 const REST: Duration = Duration::from_secs(2);
@@ -26,17 +28,43 @@ const CONFLICTS_MAX: usize = 16;
 
 /// Why a change of the cluster state was not made, or not known to be.
 #[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
+pub(super) enum ChangeError {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("{0}")]
-    RefusedThere(String),
+    /// What another node said that was asked to make it.
+    #[error("{}", .0.why)]
+    There(ChangeFailure),
     #[error("the meta group has no leader in reach; try again")]
     NoLeader,
     #[error(transparent)]
     Save(#[from] SaveError),
     #[error(transparent)]
     Call(CallError),
+}
+
+impl ChangeError {
+    pub(super) fn describe(self) -> ChangeFailure {
+        let kind = match &self {
+            ChangeError::Refused(Refusal::Unknown(_)) => FailureKind::NoSuchNode,
+            ChangeError::Refused(Refusal::NoLeader(_)) => FailureKind::Unavailable,
+            ChangeError::Refused(_) => FailureKind::Refused,
+            ChangeError::Save(SaveError::Write(WriteError::UnknownOutcome(_)))
+            | ChangeError::Call(CallError::Lost(_)) => FailureKind::UnknownOutcome,
+            ChangeError::There(failure) => failure.kind,
+            ChangeError::NoLeader | ChangeError::Save(_) | ChangeError::Call(_) => FailureKind::Unavailable,
+        };
+        ChangeFailure { kind, why: self.to_string() }
+    }
+
+    pub(super) fn for_operators(self) -> ControlError {
+        let ChangeFailure { kind, why } = self.describe();
+        match kind {
+            FailureKind::NoSuchNode => ControlError::NoSuchNode(why),
+            FailureKind::Refused => ControlError::Refused(why),
+            FailureKind::Unavailable => ControlError::Unavailable(why),
+            FailureKind::UnknownOutcome => ControlError::UnknownOutcome(why),
+        }
+    }
 }
 
 impl Inner {
@@ -113,10 +141,11 @@ impl Inner {
             leader => {
                 let to = leader.map(NodeId).or_else(|| self.any_member()).ok_or(ChangeError::NoLeader)?;
                 let request = ChangeRequest { change, hops_left: hops_left - 1 };
-                calls::call(&self.parts.peers, to, calls::CHANGE, &request).await.map_err(|e| match e {
-                    CallError::Refused(why) => ChangeError::RefusedThere(why),
-                    other => ChangeError::Call(other),
-                })
+                let answer = calls::call(&self.parts.peers, to, calls::CHANGE, &request).await;
+                match answer.map_err(ChangeError::Call)? {
+                    ChangeAnswer { failure: None } => Ok(()),
+                    ChangeAnswer { failure: Some(failure) } => Err(ChangeError::There(failure)),
+                }
             }
         }
     }
@@ -167,8 +196,11 @@ impl Inner {
         let hosted = self.parts.node.hosted();
         let led =
             hosted.iter().filter_map(|group| Some((group.number(), Keeper::membership(group)?))).collect();
+        let leads = hosted.iter().filter(|group| group.is_leader());
+        let terms = leads.map(|group| (group.number(), group.term())).collect();
         let unapplied = hosted.iter().map(|group| group.unapplied()).sum();
-        Report { version, led, hosted: hosted.len() as u32, unapplied }
+        let conversations = hosted.iter().filter(|group| group.number() < GROUPS);
+        Report { version, led, terms, hosted: conversations.count() as u32, unapplied }
     }
 }
 

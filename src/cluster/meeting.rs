@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::calls::{self, Change, Status};
+use super::calls::{self, Change, ChangeAnswer, Status};
 use super::founding::{Action, Event, Message};
 use super::service::Inner;
 use super::state::{ClusterId, META_GROUP, NodeId, founding_placement};
@@ -64,21 +64,21 @@ impl Inner {
         self.learn_own_address(through).await;
         let change = Change::Admit { node: self.me, record: self.record(), replace: self.settings.replace };
         let request = calls::ChangeRequest { change, hops_left: calls::HOPS_MAX };
-        match calls::call::<()>(&self.parts.peers, through, calls::CHANGE, &request).await {
-            Ok(()) => true,
-            Err(CallError::Refused(why)) => {
-                let mut last = self.refused.lock();
-                if *last != why {
-                    error!(event = "join_refused", reason = why);
-                    *last = why;
-                }
-                false
-            }
+        let why = match calls::call(&self.parts.peers, through, calls::CHANGE, &request).await {
+            Ok(ChangeAnswer { failure: None }) => return true,
+            Ok(ChangeAnswer { failure: Some(failure) }) => failure.why,
+            Err(CallError::Refused(why)) => why,
             Err(error) => {
                 warn!(event = "join_failed", %error);
-                false
+                return false;
             }
+        };
+        let mut last = self.refused.lock();
+        if *last != why {
+            error!(event = "join_refused", reason = why);
+            *last = why;
         }
+        false
     }
 
     async fn learn_own_address(&self, through: NodeId) {

@@ -6,11 +6,13 @@
 //!
 //! The rest drives that: `service` has the loops, `discovery` and `meeting` find others and found or join, `keeper` brings
 //! this node to what the state says, `leading` plans where the meta group is led, `document` reads and writes the state,
-//! `calls` and `answers` are what nodes say to each other, and `durable` is what a node remembers by itself.
+//! `calls` and `answers` are what nodes say to each other, `control` is what operators see and change, and `durable` is
+//! what a node remembers by itself.
 
 mod answers;
 mod calls;
 pub mod change;
+mod control;
 mod discovery;
 mod document;
 mod durable;

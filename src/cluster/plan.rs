@@ -82,7 +82,7 @@ impl Membership {
         self.voters.keys().filter(|id| self.caught_up.contains(id)).count()
     }
 
-    fn matches(&self, placement: &GroupPlacement) -> bool {
+    pub(super) fn matches(&self, placement: &GroupPlacement) -> bool {
         self.voters == placement.voters() && self.learners == placement.learners()
     }
 }

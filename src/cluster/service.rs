@@ -77,6 +77,8 @@ pub(super) struct Inner {
     keeper: Keeper,
     pub(super) document: watch::Sender<Option<Arc<Document>>>,
     placement: watch::Sender<Arc<Placement>>,
+    /// Held while a newer state is taken over.
+    publishing: Mutex<()>,
     /// The cluster this node belongs to, if it does.
     pub(super) cluster: Mutex<Option<ClusterId>>,
     /// Where others see this node.
@@ -118,6 +120,7 @@ impl Cluster {
             file,
             document: watch::Sender::new(None),
             placement,
+            publishing: Mutex::default(),
             seen_at: Mutex::default(),
             last_up: Mutex::default(),
             started: Instant::now(),
@@ -212,7 +215,7 @@ impl Inner {
     }
 
     /// The newest state there is: from this node's replica, or from others while it has none.
-    async fn newest(&self) -> Result<Option<Arc<Document>>, DocumentError> {
+    pub(super) async fn newest(&self) -> Result<Option<Arc<Document>>, DocumentError> {
         let known = self.document.borrow().as_ref().map_or(0, |document| document.version);
         let here = document::load_newer(&self.parts.node, known).await?;
         let hosts_meta = self.parts.node.group(META_GROUP).is_some_and(|group| !group.voters().is_empty());
@@ -234,13 +237,21 @@ impl Inner {
         Ok(None)
     }
 
-    fn publish(&self, document: Arc<Document>) {
+    /// Goes by a state from now on, unless a newer one is known.
+    pub(super) fn publish(&self, document: Arc<Document>) {
+        let _turn = self.publishing.lock();
+        if self.document.borrow().as_ref().is_some_and(|known| known.version >= document.version) {
+            return;
+        }
         debug!(event = "cluster_state", version = document.version);
+        self.parts.shards.set_moving_out(document.state.is(self.me, NodeState::Draining));
         let hosts = (0..).zip(&document.state.groups).map(|(group, placement)| {
             (group, placement.replicas.iter().map(|replica| replica.node.0).collect())
         });
-        self.placement.send_replace(Arc::new(Placement::new(hosts)));
+        let placement = Arc::new(Placement::new(hosts));
         self.document.send_replace(Some(document));
+        // Last: with it the node may count as ready.
+        self.placement.send_replace(placement);
     }
 
     /// Remembers who was up when, and that a node is not heard of any more.

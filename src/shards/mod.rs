@@ -7,6 +7,8 @@
 //! reads what is hosted here, `remote` is what nodes say to each other, `attached` is what all of them work with.
 
 mod attached;
+mod control;
+mod digests;
 mod fresh;
 mod here;
 mod indexes;
@@ -35,6 +37,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout_at;
 
 use self::attached::Attached;
+pub use self::control::{ClusterControl, ClusterStatus, ControlError, LinkStatus, NodeStatus, Standing};
+pub use self::digests::ReplicaDigest;
 use self::links::{Links, METHODS, NoLinks};
 use self::local::Local;
 use self::placement::META_GROUP;
@@ -67,7 +71,11 @@ struct Inner {
     bounds: Bounds,
     request_timeout: Duration,
     /// An operator asked for no more writes.
-    draining: AtomicBool,
+    refuses_writes: AtomicBool,
+    /// The replicas here move to other nodes; everything is served on.
+    moving_out: AtomicBool,
+    /// Held while digests are made: they read everything.
+    digesting: tokio::sync::Mutex<()>,
     /// The process is ending: what has arrived is still served.
     leaving: AtomicBool,
     was_ready: AtomicBool,
@@ -83,7 +91,9 @@ impl Shards {
             proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
             bounds: Bounds::default(),
             request_timeout,
-            draining: AtomicBool::new(false),
+            refuses_writes: AtomicBool::new(false),
+            moving_out: AtomicBool::new(false),
+            digesting: tokio::sync::Mutex::default(),
             leaving: AtomicBool::new(false),
             was_ready: AtomicBool::new(false),
             failure,
@@ -122,7 +132,7 @@ impl Shards {
     /// [`WriteError::UnknownOutcome`] when the command may have been or may yet be applied; all other errors mean
     /// that it certainly was not.
     pub async fn propose(&self, id: &ConversationId, action: Action) -> Result<Reply, WriteError> {
-        if self.0.draining.load(Ordering::Relaxed) {
+        if self.refuses_writes() {
             return Err(WriteError::Draining);
         }
         self.propose_to(placement::group_of(id), id, action).await
@@ -154,9 +164,18 @@ impl Shards {
         result
     }
 
-    /// Stops accepting writes; reads go on.
-    pub fn drain(&self, draining: bool) {
-        self.0.draining.store(draining, Ordering::Relaxed);
+    /// Stops accepting writes, or takes them again; reads go on. For a node that is alone.
+    pub fn refuse_writes(&self, refuse: bool) {
+        self.0.refuses_writes.store(refuse, Ordering::Relaxed);
+    }
+
+    pub fn refuses_writes(&self) -> bool {
+        self.0.refuses_writes.load(Ordering::Relaxed)
+    }
+
+    /// Turns unready while the replicas here move to other nodes. Everything is served on, by forwarding.
+    pub fn set_moving_out(&self, moving_out: bool) {
+        self.0.moving_out.store(moving_out, Ordering::Relaxed);
     }
 
     /// Announces that the node is about to stop.

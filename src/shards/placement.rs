@@ -24,6 +24,11 @@ impl Placement {
         Self(hosts.into_iter().collect())
     }
 
+    /// Whether it is not known yet who hosts what.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The hosts of a group, the preferred leader first; none for a group that is not placed.
     pub fn hosts(&self, group: u16) -> &[u128] {
         self.0.get(&group).map_or(&[], Vec::as_slice)

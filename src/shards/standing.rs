@@ -8,7 +8,6 @@ use tokio::time::sleep;
 
 use super::attached::Attached;
 use super::local::Replica;
-use super::placement::GROUPS;
 use super::search::Deadline;
 use super::{Inner, Readiness, STARTING, Shards};
 
@@ -24,7 +23,8 @@ impl Shards {
         if self.0.failure.is_raised() {
             return Readiness::Degraded("the node has failed and is stopping".into());
         }
-        if self.0.draining.load(Ordering::Relaxed) || self.0.leaving.load(Ordering::Relaxed) {
+        let flags = [&self.0.refuses_writes, &self.0.moving_out, &self.0.leaving];
+        if flags.iter().any(|flag| flag.load(Ordering::Relaxed)) {
             return Readiness::Draining;
         }
         let Ok(attached) = self.attached() else { return Readiness::Starting(STARTING.into()) };
@@ -40,14 +40,6 @@ impl Shards {
             Some(lack) => Readiness::Starting(lack),
         }
     }
-
-    /// How many of the groups hosted here this node leads, and how many it hosts.
-    pub fn leadership(&self) -> (usize, usize) {
-        let Ok(attached) = self.attached() else { return (0, 0) };
-        let mut hosted = attached.local.hosted();
-        hosted.retain(|replica| replica.group() < GROUPS);
-        (hosted.iter().filter(|replica| attached.leads(replica)).count(), hosted.len())
-    }
 }
 
 impl Attached {
@@ -56,6 +48,9 @@ impl Attached {
         let hosted = self.local.hosted();
         if hosted.is_empty() {
             return Some("the node has not joined a cluster yet".into());
+        }
+        if self.placement().is_empty() {
+            return Some("the node does not know yet which nodes host what".into());
         }
         if let Some(replica) = hosted.iter().find(|replica| replica.leader().is_none()) {
             return Some(format!("group {} has no leader", replica.group()));

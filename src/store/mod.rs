@@ -3,6 +3,7 @@
 //! The journal is the only truth. The index (sled) holds small records and where message bytes lie; deleting it
 //! loses nothing. Apply never waits for it, except to load a record that is not in memory.
 
+mod digest;
 mod fresh;
 mod group;
 mod index;

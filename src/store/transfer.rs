@@ -207,7 +207,7 @@ impl GroupStore {
 
     /// A conversation's record with the idempotency records it counts, which may be forgotten at any moment: then
     /// the record is read again.
-    fn with_its_keys(
+    pub(super) fn with_its_keys(
         &self,
         id: &ConversationId,
     ) -> Result<Option<(Conversation, Vec<KeyRecord>)>, StoreError> {
@@ -244,7 +244,7 @@ impl GroupStore {
         if bodies.is_empty() { Ok(()) } else { emit(Block::Bodies(bodies)) }
     }
 
-    fn with_outside<T>(&self, look: impl FnOnce(&Outside<'_>) -> T) -> T {
+    pub(super) fn with_outside<T>(&self, look: impl FnOnce(&Outside<'_>) -> T) -> T {
         let inner = self.inner.lock();
         look(&Outside::new(self, &inner.fresh, inner.writing.as_deref()))
     }

@@ -51,14 +51,32 @@ async fn health_and_the_cluster_are_described() {
     assert_eq!(get("/health/live").await.expect(200).json, json!({"status": "ok"}));
     assert_eq!(get("/health/ready").await.expect(200).json, json!({"status": "ok"}));
     let cluster = get("/v1/cluster").await.expect(200).json;
+    assert_eq!(cluster["cluster_id"].as_str().map(str::len), Some(32));
+    assert_eq!(
+        (&cluster["groups"], &cluster["groups_without_leader"], &cluster["moving"]),
+        (&json!(256), &json!(0), &json!(0))
+    );
+    assert_eq!(cluster["leaders_by_group"]["17"], "test");
     let node = &cluster["nodes"][0];
-    assert_eq!((&node["name"], &node["state"]), (&json!("test"), &json!("ok")));
+    assert_eq!(
+        (&node["name"], &node["state"], &node["link"]),
+        (&json!("test"), &json!("active"), &json!("up"))
+    );
     assert_eq!(node["address"], json!(server.address));
     assert_eq!((&node["groups"], &node["leaders"], &node["lag"]), (&json!(256), &json!(256), &json!(0)));
+    assert_eq!(cluster["nodes"].as_array().map(Vec::len), Some(1));
+}
 
-    client.create("a").await;
+#[tokio::test]
+async fn a_node_alone_is_drained_by_refusing_writes() {
+    let server = TestServer::start(|_| {});
+    let client = Client::new(CONTEXTS, server.address);
+    let get = async |path: &str| Answer::of(client.raw(Method::GET, path)).await;
     let post = async |path: &str| Answer::of(client.raw(Method::POST, path)).await;
-    assert_eq!(post("/v1/cluster/drain").await.expect(200).json["nodes"][0]["state"], "draining");
+    client.create("a").await;
+    for path in ["/v1/cluster/drain", "/v1/cluster/drain?name=test"] {
+        assert_eq!(post(path).await.expect(200).json["nodes"][0]["state"], "draining");
+    }
     let unready = get("/health/ready").await.expect(503).json;
     assert_eq!(unready["status"], "draining");
     assert!(unready["reason"].is_string());
@@ -66,13 +84,54 @@ async fn health_and_the_cluster_are_described() {
     refused.fails(503, "draining");
     assert_eq!(refused.header("retry-after"), "1");
     client.get("a").await.expect(200);
-    post("/v1/cluster/undrain").await.expect(200);
+    let undrain = client.raw(Method::POST, "/v1/cluster/undrain").json(&json!({"name": "test"}));
+    assert_eq!(Answer::of(undrain).await.expect(200).json["nodes"][0]["state"], "active");
     client.say("a", "x", 1).await;
     get("/health/ready").await.expect(200);
-    for name in ["test", "other"] {
-        let answer = Answer::of(client.raw(Method::DELETE, &format!("/v1/cluster/nodes/{name}"))).await;
-        answer.fails(400, "invalid_request");
+}
+
+#[tokio::test]
+async fn changes_of_the_cluster_are_refused_with_reasons() {
+    let client = Client::shared(CONVERSATIONS);
+    let ask = async |method: Method, path: &str| Answer::of(client.raw(method, path)).await;
+    let last = ask(Method::DELETE, "/v1/cluster/nodes/test").await.fails(409, "conflict");
+    assert!(last.contains("last active node"), "{last}");
+    let unknown = ask(Method::DELETE, "/v1/cluster/nodes/other").await.fails(404, "not_found");
+    assert!(unknown.contains("`other`"), "{unknown}");
+    for path in ["/v1/cluster/drain", "/v1/cluster/undrain"] {
+        ask(Method::POST, &format!("{path}?name=other")).await.fails(404, "not_found");
+        ask(Method::POST, &format!("{path}?node=other")).await.fails(400, "invalid_request");
+        let body = async |body: &'static str| Answer::of(client.raw(Method::POST, path).body(body)).await;
+        body(r#"{"name": "other"}"#).await.fails(404, "not_found");
+        body(r#"{"name": 1}"#).await.fails(400, "invalid_request");
+        body(r#"{"name": "#).await.fails(400, "invalid_json");
     }
+}
+
+#[tokio::test]
+async fn digests_tell_states_apart() {
+    let server = TestServer::start(|config| config.api_keys = vec![Secret::new("k")]);
+    let client = Client::new(CONVERSATIONS, server.address);
+    Answer::of(client.raw(Method::GET, "/internal/digests")).await.fails(401, "unauthorized");
+    let client = client.with_key("k");
+    let digests = async || {
+        let answer = Answer::of(client.raw(Method::GET, "/internal/digests")).await.expect(200);
+        answer.json["groups"].as_object().unwrap().clone()
+    };
+    let empty = digests().await;
+    // The group of the conversation below, by its id.
+    let mine = "230";
+    assert_eq!((empty.len(), empty[mine]["digest"].as_str().map(str::len)), (257, Some(32)));
+    client.create("a").await;
+    client.say_all("a", (0..300).map(|n| n.to_string())).await;
+    let full = digests().await;
+    assert!(full[mine]["applied"].as_u64() > empty[mine]["applied"].as_u64());
+    assert_ne!(full[mine]["digest"], empty[mine]["digest"]);
+    let others = |all: &serde_json::Map<String, Value>| {
+        all.iter().filter(|(group, _)| *group != mine).map(|(_, digest)| digest.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(others(&full), others(&empty));
+    assert_eq!(digests().await, full);
 }
 
 #[tokio::test]
@@ -135,11 +194,9 @@ async fn the_document_and_the_routes_agree() {
     for (template, item) in paths {
         let path = template.replace("{id}", "documented").replace("{name}", "absent");
         for method in &methods {
-            if matches!(path.as_str(), "/v1/cluster/drain" | "/v1/cluster/undrain") && method == Method::POST
-            {
-                continue;
-            }
-            let answer = Answer::of(client.raw(method.clone(), &path)).await;
+            // The server is shared.
+            let of_nobody = if path.ends_with("drain") { "?name=absent" } else { "" };
+            let answer = Answer::of(client.raw(method.clone(), &format!("{path}{of_nobody}"))).await;
             let is_documented = item.get(method.as_str().to_lowercase()).is_some();
             assert_eq!(answer.status != 405, is_documented, "{method} {path}: {}", answer.text);
             if is_documented {
@@ -173,6 +230,8 @@ async fn answers_have_the_documented_shape() {
         let name = if words == CONTEXTS { "ContextList" } else { "ConversationList" };
         check_shape(&document, &format!("#/components/schemas/{name}"), &listing);
     }
+    let cluster = Answer::of(client.raw(Method::GET, "/v1/cluster")).await.expect(200).json;
+    check_shape(&document, "#/components/schemas/Cluster", &cluster);
     let error = client.get("absent").await.json;
     check_shape(&document, "#/components/schemas/Error", &error);
 }

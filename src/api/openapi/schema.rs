@@ -34,6 +34,7 @@ pub(super) fn components() -> Components {
         .schema_from::<Compact>()
         .schema_from::<Compacted>()
         .schema_from::<Health>()
+        .schema_from::<NodeName>()
         .schema_from::<Cluster>()
         .schema_from::<Node>()
         .schema_from::<Error>()
@@ -313,26 +314,53 @@ struct Health {
     reason: Option<String>,
 }
 
+/// The node that is meant; the one that is asked by default.
+#[derive(ToSchema)]
+struct NodeName {
+    name: Option<String>,
+}
+
 #[derive(ToSchema)]
 struct Cluster {
+    /// Null until the node belongs to one.
+    cluster_id: Option<String>,
+    /// Of the cluster state; rises with every change.
+    version: u64,
+    /// Groups that conversations are spread over.
     groups: u64,
+    /// Those that no node within reach leads.
     groups_without_leader: u64,
+    /// Those whose members are not yet what they shall be.
+    moving: u64,
+    /// Group number to the name of the node that leads it; 256 is the group of the cluster state itself.
+    leaders_by_group: Map<String, Value>,
     nodes: Vec<Node>,
 }
 
 #[derive(ToSchema)]
 struct Node {
     name: String,
+    id: String,
     address: String,
-    #[schema(pattern = "^(ok|starting|draining|degraded)$")]
+    #[schema(pattern = "^(joining|active|draining)$")]
     state: String,
-    /// Groups hosted.
+    /// From the node that answers.
+    #[schema(pattern = "^(up|down)$")]
+    link: String,
+    /// How long the link has been so.
+    link_seconds: Option<u64>,
+    /// Why it is down.
+    link_error: Option<String>,
+    /// How long the last ping took there and back.
+    rtt_us: Option<u64>,
+    /// Groups hosted; of a node that does not answer, those it shall host.
     groups: u64,
     /// Groups led.
     leaders: u64,
-    /// Entries of the log that are committed and not applied here.
-    lag: u64,
-    reason: Option<String>,
+    /// Entries of the log that are committed and not applied there; null while the node does not answer.
+    lag: Option<u64>,
+    /// Rises with every start of the node.
+    incarnation: Option<u64>,
 }
 
 /// Why a request was not served.

@@ -133,11 +133,15 @@ async fn a_node_is_ready_once_its_replicas_are() {
     assert!(matches!(cluster.node(4).readiness(), Readiness::Starting(_)), "hosts nothing");
     assert!(matches!(cluster.node(2).readiness(), Readiness::Starting(_)), "has not caught up");
     cluster.ready(2).await;
-    assert_eq!(cluster.node(2).leadership(), (0, 256));
-    assert_eq!(cluster.node(1).leadership(), (256, 256));
+    cluster.node(2).set_moving_out(true);
+    assert_eq!(cluster.node(2).readiness(), Readiness::Draining);
+    cluster.create(&id("chat")).await;
+    cluster.say(2, &id("chat"), "served on").await.unwrap();
+    cluster.node(2).set_moving_out(false);
+    assert_eq!(cluster.node(2).readiness(), Readiness::Ready);
     cluster.group(&id("chat")).is_led_by(None);
     assert!(matches!(cluster.node(2).readiness(), Readiness::Degraded(_)));
-    cluster.node(2).drain(true);
+    cluster.node(2).refuse_writes(true);
     assert_eq!(cluster.node(2).readiness(), Readiness::Draining);
 }
 

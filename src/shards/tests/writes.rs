@@ -165,7 +165,7 @@ async fn a_full_leader_is_not_asked_again() {
 async fn draining_refuses_clients_but_serves_nodes() {
     let (cluster, id) = (Cluster::of_three(), id("chat"));
     cluster.create(&id).await;
-    cluster.node(1).drain(true);
+    cluster.node(1).refuse_writes(true);
     assert!(matches!(cluster.say(1, &id, "hello").await, Err(WriteError::Draining)));
     assert!(is_appended(&cluster.say(2, &id, "hello").await));
     assert!(cluster.node(1).version(&id, FRESH).await.unwrap().is_some());

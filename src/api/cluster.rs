@@ -1,0 +1,161 @@
+//! For operators: who is in the cluster, draining and removing nodes, and digests of what this node holds.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::{Scope, accept};
+use crate::shards::placement::GROUPS;
+use crate::shards::{ClusterControl, ClusterStatus, LinkStatus, NodeStatus, Standing};
+
+pub(super) async fn status(State(scope): State<Scope>, headers: HeaderMap) -> Result<Response, ApiError> {
+    accept::json(&headers)?;
+    Ok(json_answer(&describe(&control(&scope)?.status().await)))
+}
+
+/// Has a node's replicas move elsewhere; a node that is alone stops taking writes. Either turns unready, so that a load
+/// balancer sends clients elsewhere.
+pub(super) async fn drain(
+    State(scope): State<Scope>,
+    query: RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    accept::json(&headers)?;
+    let name = named(&scope, query, &headers, body).await?;
+    let control = control(&scope)?;
+    control.drain(&name).await?;
+    tracing::info!(event = "drained", name);
+    Ok(json_answer(&describe(&control.status().await)))
+}
+
+pub(super) async fn undrain(
+    State(scope): State<Scope>,
+    query: RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    accept::json(&headers)?;
+    let name = named(&scope, query, &headers, body).await?;
+    let control = control(&scope)?;
+    control.undrain(&name).await?;
+    tracing::info!(event = "undrained", name);
+    Ok(json_answer(&describe(&control.status().await)))
+}
+
+pub(super) async fn remove_node(
+    State(scope): State<Scope>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    control(&scope)?.remove(&name).await?;
+    tracing::info!(event = "removed", name);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Not in the API document: for comparing replicas, not for clients.
+pub(super) async fn digests(State(scope): State<Scope>, headers: HeaderMap) -> Result<Response, ApiError> {
+    accept::json(&headers)?;
+    let digests = scope.app.shards.digests().await?;
+    let groups: Map<String, Value> = digests
+        .into_iter()
+        .map(|replica| {
+            let digest = format!("{:032x}", replica.digest);
+            (replica.group.to_string(), json!({"applied": replica.applied, "digest": digest}))
+        })
+        .collect();
+    Ok(json_answer(&json!({"groups": groups})))
+}
+
+fn control(scope: &Scope) -> Result<&dyn ClusterControl, ApiError> {
+    let control = scope.app.control.get();
+    control.map(AsRef::as_ref).ok_or_else(|| ApiError::Unavailable("the node is recovering its files".into()))
+}
+
+/// The node that a request is about: by parameter, by body, else the one that was asked.
+async fn named(
+    scope: &Scope,
+    RawQuery(query): RawQuery,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<String, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Named {
+        name: Option<String>,
+    }
+    let pairs: Vec<_> = form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()).collect();
+    let given = match pairs.as_slice() {
+        [] => None,
+        [(key, name)] if key == "name" => Some(name.clone().into_owned()),
+        _ => return Err(ApiError::InvalidRequest("The one parameter is name, the name of a node".into())),
+    };
+    let body = scope.receive(headers, body).await?;
+    let from_body = if body.bytes.is_empty() {
+        None
+    } else {
+        let named: Named = serde_json::from_slice(&body.bytes).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => {
+                ApiError::InvalidRequest(format!("The body is {{\"name\": \"NODE\"}}: {error}"))
+            }
+            _ => ApiError::InvalidJson(error.to_string()),
+        })?;
+        named.name
+    };
+    Ok(given.or(from_body).unwrap_or_else(|| scope.app.config.node_name.clone()))
+}
+
+fn describe(status: &ClusterStatus) -> Value {
+    let leaders: Map<String, Value> =
+        status.leaders.iter().map(|(group, name)| (group.to_string(), json!(name))).collect();
+    json!({
+        "cluster_id": status.cluster.map(hex),
+        "version": status.version,
+        "groups": GROUPS,
+        "groups_without_leader": status.groups_without_leader,
+        "moving": status.moving,
+        "leaders_by_group": leaders,
+        "nodes": status.nodes.iter().map(describe_node).collect::<Vec<_>>(),
+    })
+}
+
+fn describe_node(node: &NodeStatus) -> Value {
+    let state = match node.standing {
+        Standing::Joining => "joining",
+        Standing::Active => "active",
+        Standing::Draining => "draining",
+    };
+    let (link, lasting, why, round_trip) = match &node.link {
+        LinkStatus::Here => ("up", None, None, None),
+        LinkStatus::Up { lasting, round_trip } => ("up", Some(*lasting), None, *round_trip),
+        LinkStatus::Down { lasting, why } => ("down", *lasting, why.as_deref(), None),
+    };
+    json!({
+        "name": node.name,
+        "id": hex(node.id),
+        "address": node.address,
+        "state": state,
+        "link": link,
+        "link_seconds": lasting.map(|lasting| lasting.as_secs()),
+        "link_error": why,
+        "rtt_us": round_trip.as_ref().map(Duration::as_micros),
+        "groups": node.groups,
+        "leaders": node.leaders,
+        "lag": node.lag,
+        "incarnation": node.incarnation,
+    })
+}
+
+fn hex(id: u128) -> String {
+    format!("{id:032x}")
+}
+
+fn json_answer(value: &Value) -> Response {
+    let media = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, media)], value.to_string()).into_response()
+}
