@@ -3,12 +3,16 @@
 //! Exit codes: 0 done, 1 failed, 2 asked wrongly (a bad option or a bad setting), with one line on
 //! standard error. Standard output carries answers only; logs go to standard error.
 
+mod client;
+mod cluster;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::cluster::ClusterArgs;
 use crate::config::{self, Config, ConfigError, ProcessEnvironment, Settings};
 use crate::{logging, server};
 
@@ -39,6 +43,8 @@ enum Command {
         #[arg(long)]
         sample: bool,
     },
+    /// Look at a cluster, and change who is in it. Uses the first of FASTPACA_API_KEY.
+    Cluster(ClusterArgs),
 }
 
 /// Runs what the command line asks for.
@@ -54,6 +60,25 @@ pub fn run(cli: Cli) -> ExitCode {
             Ok(settings) => answer(&settings.render()),
             Err(error) => refuse(&error),
         },
+        Some(Command::Cluster(args)) => match settings() {
+            Ok(settings) => ask(&args, settings.config()),
+            Err(error) => refuse(&error),
+        },
+    }
+}
+
+fn ask(args: &ClusterArgs, config: &Config) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked = match &runtime {
+        Ok(runtime) => runtime.block_on(cluster::run(args, config)).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match asked {
+        Ok(text) => answer(&text),
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -71,9 +96,13 @@ fn answer(text: &str) -> ExitCode {
 }
 
 fn refuse(error: &ConfigError) -> ExitCode {
+    complain(error);
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn complain(error: &dyn std::fmt::Display) {
     // Nothing is left to be done when standard error is gone as well.
     let _ = writeln!(io::stderr(), "fastpaca: {error}");
-    ExitCode::from(EXIT_USAGE)
 }
 
 #[cfg(test)]

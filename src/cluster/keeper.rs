@@ -101,12 +101,14 @@ impl Keeper {
 
     /// One step of a group that is led here; true once it is as it shall be.
     async fn step(&self, group: &Group, placement: &GroupPlacement) -> bool {
-        let Some(actual) = Self::membership(group) else { return !group.is_leader() };
-        let stepped = match next_change(placement, &actual) {
-            Change::Settled => return true,
-            Change::Wait => return false,
-            Change::Learn(learners) => group.add_learners(&plain(learners)).await,
-            Change::Replace => {
+        let stepped = match Self::membership(group).map(|actual| next_change(placement, &actual)) {
+            None if !group.is_leader() => return true,
+            // No other step is being made here, so a leader before this one has left it half done.
+            None => group.finish_change().await,
+            Some(Change::Settled) => return true,
+            Some(Change::Wait) => return false,
+            Some(Change::Learn(learners)) => group.add_learners(&plain(learners)).await,
+            Some(Change::Replace) => {
                 group.replace_members(&plain(placement.voters()), &plain(placement.learners())).await
             }
         };

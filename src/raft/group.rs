@@ -258,6 +258,17 @@ impl Group {
         self.change(ChangeMembers::RemoveNodes(surplus), false).await
     }
 
+    /// On the leader: completes a joint change whose leader went away between its two steps. Voters that leave by it stay
+    /// as learners until the next change.
+    pub async fn finish_change(&self) -> Result<(), MembershipError> {
+        let is_joint = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_joint_config().len() > 1
+        };
+        if is_joint { self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await } else { Ok(()) }
+    }
+
     /// On the leader: whether a replica answers and lacks next to nothing of the log.
     pub fn has_caught_up(&self, replica: ReplicaId) -> bool {
         if replica == self.replica {

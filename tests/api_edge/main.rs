@@ -3,6 +3,7 @@
 //! Most tests share one server and keep apart by conversation ids; those that need other settings start their own.
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod command;
 mod conversations;
 mod events;
 mod hostile;
