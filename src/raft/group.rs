@@ -274,11 +274,14 @@ impl Group {
         if replica == self.replica {
             return true;
         }
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let host = metrics.membership_config.membership().get_node(&replica);
-        let answers = host.is_some_and(|host| self.liveness.answers(host.node_id));
-        answers && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
+        let host = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_node(&replica).map(|host| host.node_id)
+        };
+        // Not while the metrics are borrowed: to borrow them twice deadlocks with the core, which updates them.
+        host.is_some_and(|node| self.liveness.answers(node))
+            && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
     }
 
     /// Whether a replica could take over the lead right now.
