@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fastpaca::conversation::{Action, ConversationId, NewMessage, PartKind, PartMeta, RoleKind, ToolRef};
 use fastpaca::journal::{Class, Draft, FrameKind, Journal, Options, RealDisk, ScanFrom};
 use fastpaca::metrics::Metrics;
-use fastpaca::raft::{Node, NodeSettings, RecoverySettings};
+use fastpaca::raft::{NoPeers, Node, NodeSettings, RecoverySettings};
 use fastpaca::shards::Shards;
 use fastpaca::shards::placement::GROUPS;
 use fastpaca::store::{CacheSizes, Failure};
@@ -21,6 +21,9 @@ const RUN: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(10);
 const CONVERSATIONS: usize = 1_000;
 const BODY_BYTES: usize = 600;
+/// The only node, and its replica of every group.
+const NODE: u128 = 1;
+const REPLICA: u64 = 1;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -111,7 +114,7 @@ async fn bare_journal(dir: &Path, clients: usize) -> Rate {
 
 async fn start(dir: &Path) -> (Arc<Node>, Shards) {
     let settings = NodeSettings {
-        node_id: 1,
+        node_id: NODE,
         recovery: RecoverySettings {
             index_dir: dir.join("index"),
             index_cache_bytes: 64 << 20,
@@ -125,7 +128,11 @@ async fn start(dir: &Path) -> (Arc<Node>, Shards) {
     };
     let disk = Arc::new(RealDisk::open(&dir.join("journal")).expect("a directory"));
     let failure = Failure::default();
-    let node = Node::start(settings, disk, Metrics::new(), failure.clone()).await.expect("a node");
+    let node = Node::start(settings, disk, NoPeers, Metrics::new(), failure.clone()).await.expect("a node");
+    for group in 0..GROUPS {
+        let replica = node.host(group, REPLICA).await.expect("a replica");
+        replica.found(&[(REPLICA, NODE)].into()).await.expect("a group of one");
+    }
     let node = Arc::new(node);
     let shards = Shards::new(failure, Duration::from_secs(10));
     shards.attach(node.clone());

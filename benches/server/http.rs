@@ -14,13 +14,22 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub(crate) struct Connection {
     stream: TcpStream,
     inbox: Vec<u8>,
+    /// The server said that it closes after this answer.
+    closing: bool,
 }
 
 impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> Result<Connection> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, inbox: Vec::with_capacity(16 << 10) })
+        Ok(Connection { stream, inbox: Vec::with_capacity(16 << 10), closing: false })
+    }
+
+    /// Whether the server has closed the connection between two requests, or announced it.
+    #[allow(dead_code)] // Only clients of a server that stops have to look.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closing
+            || !matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Sends one whole request and reads its answer: the status and the body, which lies in this connection's buffer.
@@ -36,6 +45,7 @@ impl Connection {
         while self.inbox.len() < head.end + head.content_length {
             self.fill().await?;
         }
+        self.closing = head.close;
         Ok((head.status, &self.inbox[head.end..head.end + head.content_length]))
     }
 
@@ -55,6 +65,8 @@ struct Head {
     /// Where the body begins.
     end: usize,
     content_length: usize,
+    /// `connection: close`
+    close: bool,
 }
 
 impl Head {
@@ -65,15 +77,17 @@ impl Head {
         let text = std::str::from_utf8(&bytes[..end]).map_err(|_| invalid("answer head is not UTF-8"))?;
         let mut lines = text.split("\r\n");
         let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
-        let mut content_length = 0;
+        let (mut content_length, mut close) = (0, false);
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("content-length") {
                 content_length =
                     value.trim().parse().map_err(|_| invalid("content-length is not a number"))?;
+            } else if name.eq_ignore_ascii_case("connection") {
+                close = value.trim().eq_ignore_ascii_case("close");
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 return Err(invalid("chunked answers are not understood"));
             }
         }
-        Ok(Some(Head { status: status.ok_or(invalid("no status"))?, end: end + 4, content_length }))
+        Ok(Some(Head { status: status.ok_or(invalid("no status"))?, end: end + 4, content_length, close }))
     }
 }

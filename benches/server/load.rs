@@ -1,4 +1,5 @@
-//! The load generator: a process of its own that drives one server over a number of closed-loop connections.
+//! The load generator: a process of its own that drives one server, or the nodes of a cluster in equal parts, over a
+//! number of closed-loop connections.
 //!
 //! It reads a [`Load`] as JSON on standard input, prints [`MEASURING`] when the warm-up is over, and an [`Outcome`] as
 //! JSON when done. One thread serves all connections, so that it cannot take more than one core from the server.
@@ -22,14 +23,50 @@ const BODIES: u64 = 64;
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Load {
-    pub(crate) address: SocketAddr,
+    /// The connections are spread over these.
+    pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) connections: usize,
     pub(crate) extent: Extent,
     pub(crate) request: Request,
-    /// Conversations `first .. first + count` are addressed.
-    pub(crate) first: u64,
-    pub(crate) count: u64,
+    pub(crate) conversations: Conversations,
     pub(crate) order: Order,
+}
+
+/// Which conversations are addressed, by number.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) enum Conversations {
+    Range { first: u64, count: u64 },
+    These(Vec<u64>),
+}
+
+impl Conversations {
+    /// Numbers `0 .. count`.
+    pub(crate) fn first(count: u64) -> Conversations {
+        Conversations::Range { first: 0, count }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Conversations::Range { count, .. } => *count,
+            Conversations::These(numbers) => numbers.len() as u64,
+        }
+    }
+
+    fn at(&self, index: u64) -> u64 {
+        match self {
+            Conversations::Range { first, .. } => first + index,
+            Conversations::These(numbers) => numbers[index as usize],
+        }
+    }
+}
+
+/// The id of the conversation of that number.
+pub(crate) struct Id(pub(crate) u64);
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "c{:07}", self.0)
+    }
 }
 
 /// How long the load lasts.
@@ -60,6 +97,8 @@ pub(crate) enum Request {
         own_token_count: bool,
     },
     Window,
+    /// Reads a conversation's settings and state: the least a linearizable read can be.
+    Describe,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -104,8 +143,8 @@ async fn run(load: Load) -> Result<Outcome, Error> {
         Rc::new(Shared { bodies: load.request.bodies(), load, next: Cell::new(0), stop: Cell::new(false) });
     let measuring = Rc::new(Cell::new(matches!(shared.load.extent, Extent::Requests(_))));
     let mut clients = Vec::new();
-    for _ in 0..shared.load.connections {
-        let connection = Connection::open(shared.load.address).await?;
+    for address in shared.load.addresses.iter().cycle().take(shared.load.connections) {
+        let connection = Connection::open(*address).await?;
         clients.push(tokio::task::spawn_local(drive(connection, Rc::clone(&shared), Rc::clone(&measuring))));
     }
     if let Extent::Time { warmup, .. } = shared.load.extent {
@@ -170,15 +209,16 @@ impl Shared {
 
     fn render(&self, number: u64, into: &mut Vec<u8>) {
         into.clear();
-        let Load { first, count, .. } = self.load;
-        let conversation = first
-            + match self.load.order {
-                Order::InTurn => number % count,
-                Order::Scattered => Random::new(number).below(count),
-            };
-        let path = format_args!("/v1/conversations/c{conversation:07}");
+        let count = self.load.conversations.len();
+        let conversation = self.load.conversations.at(match self.load.order {
+            Order::InTurn => number % count,
+            Order::Scattered => Random::new(number).below(count),
+        });
+        let conversation = Id(conversation);
+        let path = format_args!("/v1/conversations/{conversation}");
         let written = match self.load.request {
             Request::Window => write!(into, "GET {path}/window HTTP/1.1\r\nhost: bench\r\n\r\n"),
+            Request::Describe => write!(into, "GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n"),
             Request::Create { .. } => self.render_body(into, format_args!("PUT {path}"), number),
             Request::Append { .. } => self.render_body(into, format_args!("POST {path}/events"), number),
         };
@@ -197,7 +237,7 @@ impl Shared {
 impl Request {
     fn bodies(self) -> Vec<Vec<u8>> {
         match self {
-            Request::Window => Vec::new(),
+            Request::Window | Request::Describe => Vec::new(),
             Request::Create { window } => {
                 vec![format!(r#"{{"policy":{{"strategy":"last_n","config":{{"limit":{window}}}}},"token_budget":1000000}}"#).into()]
             }
@@ -211,7 +251,7 @@ impl Request {
         match self {
             Request::Create { .. } => status == 201 || status == 200,
             Request::Append { .. } => status == 201,
-            Request::Window => status == 200,
+            Request::Window | Request::Describe => status == 200,
         }
     }
 }

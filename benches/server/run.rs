@@ -56,6 +56,8 @@ impl Drop for Reference {
 pub(crate) struct Measured {
     pub(crate) outcome: Outcome,
     pub(crate) server_cpu: Duration,
+    /// The same of each process, in the order in which they were named.
+    pub(crate) cpu_of_each: Vec<Duration>,
     pub(crate) load_cpu: Duration,
 }
 
@@ -64,11 +66,23 @@ impl Measured {
     pub(crate) fn rate(&self) -> f64 {
         self.outcome.requests as f64 / self.outcome.seconds
     }
+
+    /// CPU that one process took for every request, in microseconds.
+    #[allow(dead_code)] // One server has no others to be told apart from.
+    pub(crate) fn cpu_us_of(&self, process: usize) -> f64 {
+        self.cpu_of_each[process].as_secs_f64() * 1e6 / self.outcome.requests as f64
+    }
 }
 
 /// Runs one load against the server of that process. Any unexpected answer is an error: figures with failures in them
 /// would mean nothing.
 pub(crate) fn measure(load: &Load, server_pid: u32) -> Result<Measured, Error> {
+    measure_over(load, &[server_pid])
+}
+
+/// Runs one load against the servers of those processes.
+pub(crate) fn measure_over(load: &Load, server_pids: &[u32]) -> Result<Measured, Error> {
+    let cpu_of_each = || server_pids.iter().map(|pid| cpu_time(*pid)).collect::<Result<Vec<_>, _>>();
     let mut child = this_executable("load")?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut lines = LineReader::of(&mut child)?;
     let mut input = child.stdin.take().ok_or("the load generator has no input")?;
@@ -79,13 +93,16 @@ pub(crate) fn measure(load: &Load, server_pid: u32) -> Result<Measured, Error> {
         if line != MEASURING {
             return Err(format!("the load generator said {line:?}").into());
         }
-        let (server_before, load_before) = (cpu_time(server_pid)?, cpu_time(child.id())?);
+        let (servers_before, load_before) = (cpu_of_each()?, cpu_time(child.id())?);
         let outcome: Outcome = serde_json::from_str(&lines.next()?)?;
         // Not yet waited for, so that /proc still knows the generator even when it has ended.
-        let (server_after, load_after) = (cpu_time(server_pid)?, cpu_time(child.id())?);
+        let (servers_after, load_after) = (cpu_of_each()?, cpu_time(child.id())?);
+        let cpu_of_each: Vec<Duration> =
+            servers_after.iter().zip(&servers_before).map(|(after, before)| *after - *before).collect();
         Ok::<_, Error>(Measured {
             outcome,
-            server_cpu: server_after - server_before,
+            server_cpu: cpu_of_each.iter().sum(),
+            cpu_of_each,
             load_cpu: load_after - load_before,
         })
     })();
@@ -104,10 +121,19 @@ pub(crate) fn measure(load: &Load, server_pid: u32) -> Result<Measured, Error> {
 
 /// Repeats a comparison in turns, so that a slow minute of the machine hits all of it, and takes every one's median by rate.
 pub(crate) fn measure_in_turns(loads: &[(Load, u32)], rounds: usize) -> Result<Vec<Measured>, Error> {
+    let loads: Vec<_> = loads.iter().map(|(load, pid)| (load.clone(), vec![*pid])).collect();
+    measure_over_in_turns(&loads, rounds)
+}
+
+/// The same with loads that several processes serve.
+pub(crate) fn measure_over_in_turns(
+    loads: &[(Load, Vec<u32>)],
+    rounds: usize,
+) -> Result<Vec<Measured>, Error> {
     let mut runs: Vec<Vec<Measured>> = vec![Vec::new(); loads.len()];
     for _ in 0..rounds.max(1) {
-        for ((load, server_pid), runs) in loads.iter().zip(&mut runs) {
-            runs.push(measure(load, *server_pid)?);
+        for ((load, server_pids), runs) in loads.iter().zip(&mut runs) {
+            runs.push(measure_over(load, server_pids)?);
         }
     }
     let median = |mut runs: Vec<Measured>| {
@@ -118,20 +144,21 @@ pub(crate) fn measure_in_turns(loads: &[(Load, u32)], rounds: usize) -> Result<V
 }
 
 /// This bench again, in another role.
-fn this_executable(role: &str) -> Result<Command, Error> {
+pub(crate) fn this_executable(role: &str) -> Result<Command, Error> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--role").arg(role);
     Ok(command)
 }
 
-struct LineReader(BufReader<ChildStdout>);
+/// What a child process says, line by line.
+pub(crate) struct LineReader(BufReader<ChildStdout>);
 
 impl LineReader {
-    fn of(child: &mut Child) -> Result<LineReader, Error> {
+    pub(crate) fn of(child: &mut Child) -> Result<LineReader, Error> {
         Ok(LineReader(BufReader::new(child.stdout.take().ok_or("the process has no output")?)))
     }
 
-    fn next(&mut self) -> Result<String, Error> {
+    pub(crate) fn next(&mut self) -> Result<String, Error> {
         let mut line = String::new();
         match self.0.read_line(&mut line)? {
             0 => Err("the process ended early".into()),

@@ -4,7 +4,7 @@ mod scale;
 mod serving;
 
 use crate::Error;
-use crate::load::{Extent, Load, Order, Request};
+use crate::load::{Conversations, Extent, Load, Order, Request};
 use crate::process::{Node, Process};
 use crate::report::Report;
 use crate::run::measure;
@@ -152,7 +152,15 @@ impl Bench {
     /// A load for the length of a measurement over `count` conversations.
     fn timed(&self, address: SocketAddr, request: Request, count: u64, connections: usize) -> Load {
         let extent = Extent::Time { warmup: self.scale.warmup, measure: self.scale.measure };
-        Load { address, connections, extent, request, first: 0, count, order: Order::Scattered }
+        let conversations = Conversations::first(count);
+        Load {
+            addresses: vec![address],
+            connections,
+            extent,
+            request,
+            conversations,
+            order: Order::Scattered,
+        }
     }
 
     /// Sends a number of requests to conversations `0..count` in turn, as fast as they are answered.
@@ -160,12 +168,11 @@ impl Bench {
         let extent = Extent::Requests(requests);
         let connections = PREPARING_CONNECTIONS;
         let load = Load {
-            address: process.address(),
+            addresses: vec![process.address()],
             connections,
             extent,
             request,
-            first: 0,
-            count,
+            conversations: Conversations::first(count),
             order: Order::InTurn,
         };
         measure(&load, process.pid()).map(drop)

@@ -2,7 +2,7 @@
 
 use super::{BATCH, Bench, Fresh, MESSAGE_BYTES};
 use crate::Error;
-use crate::load::{Extent, Load, Order, Request};
+use crate::load::{Conversations, Extent, Load, Order, Request};
 use crate::process::{START_MAX, cpu_time, resident_bytes};
 use crate::report::{Verdict, megabytes, seconds};
 use crate::run::measure;
@@ -108,7 +108,7 @@ impl Bench {
         let mut peak = 0;
         for piece in 0..PIECES {
             let load = Load {
-                address: server.process.address(),
+                addresses: vec![server.process.address()],
                 connections: self.scale.connections,
                 extent: Extent::Requests(requests / PIECES),
                 request: Request::Append {
@@ -116,8 +116,10 @@ impl Bench {
                     message_bytes: MESSAGE_BYTES,
                     own_token_count: true,
                 },
-                first: piece * self.scale.memory_conversations / PIECES,
-                count: self.scale.memory_conversations / PIECES,
+                conversations: Conversations::Range {
+                    first: piece * self.scale.memory_conversations / PIECES,
+                    count: self.scale.memory_conversations / PIECES,
+                },
                 order: Order::Scattered,
             };
             measure(&load, server.process.pid())?;

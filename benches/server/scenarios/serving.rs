@@ -3,7 +3,7 @@
 use super::{BATCH, Bench, Fresh, MESSAGE_BYTES};
 use crate::Error;
 use crate::group_commit::GroupCommit;
-use crate::load::{Extent, Load, Order, Outcome, Request};
+use crate::load::{Conversations, Extent, Load, Order, Outcome, Request};
 use crate::report::Verdict;
 use crate::run::{Measured, Reference, measure, measure_in_turns};
 use crate::text::{Random, append_body};
@@ -143,7 +143,7 @@ impl Bench {
             ..Outcome::default()
         };
         let server_cpu = crate::process::cpu_time(std::process::id())? - cpu_before;
-        Ok(Measured { outcome, server_cpu, load_cpu: Duration::ZERO })
+        Ok(Measured { outcome, server_cpu, cpu_of_each: vec![server_cpu], load_cpu: Duration::ZERO })
     }
 
     pub(super) fn hot(&mut self) -> Result<(), Error> {
@@ -199,12 +199,11 @@ impl Bench {
     fn each_window_once(&self, server: &Fresh) -> Result<Measured, Error> {
         let count = self.scale.conversations;
         let load = Load {
-            address: server.process.address(),
+            addresses: vec![server.process.address()],
             connections: self.scale.connections,
             extent: Extent::Requests(count),
             request: Request::Window,
-            first: 0,
-            count,
+            conversations: Conversations::first(count),
             order: Order::InTurn,
         };
         measure(&load, server.process.pid())
