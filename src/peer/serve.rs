@@ -4,6 +4,7 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -12,6 +13,7 @@ use futures_util::FutureExt;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::coop::unconstrained;
 
 use super::connection::Handler;
 use super::frame::{Frame, REFUSAL_BYTES_MAX, Reassembly, Violation};
@@ -97,7 +99,9 @@ impl Requests {
             }
             drop(slot);
         });
-        let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+        // Without a budget, which could end the poll anywhere before the service has queued the call: what comes next
+        // would then overtake it.
+        let first = poll_fn(|cx| Poll::Ready(pin!(unconstrained(call.as_mut())).poll(cx))).await;
         if first.is_pending() {
             self.runtime.spawn(call);
         }
