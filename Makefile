@@ -1,9 +1,9 @@
 # `make check` only reads; `make fix` writes.
 .DEFAULT_GOAL := help
-.PHONY: help run check fix test soak tools bench
+.PHONY: help run check fix test soak tools bench bench-cluster
 
 help: ## List the targets.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 run: ## Run the server on port 4000, with its data under ./data.
 	cargo run --release --locked
@@ -28,5 +28,8 @@ soak: tools ## The long fault suite: 30 kill cycles and as many of every other f
 tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime.
 	@.ci/tools
 
-bench: ## Measure, each figure beside its floor.
-	cargo bench --locked
+bench: ## Measure one node, each figure beside its floor.
+	cargo bench --locked --bench server --bench raft --bench journal
+
+bench-cluster: ## Measure three nodes beside one: appends, reads, kill -9, graceful stops, a replaced node.
+	cargo bench --locked --bench cluster

@@ -6,6 +6,7 @@ use crate::load::Id;
 use crate::process::{Node, Process, START_MAX, cpu_time};
 use fastpaca::conversation::ConversationId;
 use fastpaca::shards::placement::{GROUPS, group_of};
+use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,6 +20,9 @@ const SECRET: &str = "a-secret-of-the-bench";
 /// Ports are taken from here: below what systems give to outgoing connections, so that nobody takes the port of a node
 /// that is down.
 const PORTS: std::ops::Range<u16> = 12_000..20_000;
+
+/// Where a node says what every replica it hosts holds.
+const DIGESTS_PATH: &str = "/internal/digests";
 
 /// How far from its share of the leaderships a node may be for the cluster to count as even.
 const UNEVEN_MAX: u64 = 8;
@@ -151,59 +155,50 @@ impl Cluster {
         }
     }
 
-    /// The node that leads each conversation group, by number.
-    ///
-    /// A node that does not name its leaders in `/v1/cluster` gives itself away: it counts what it forwards. That takes one
-    /// append to a conversation of every group, and an otherwise idle cluster.
+    /// The node that leads each conversation group, by number. Waits until every group has a leader.
     pub(crate) fn leaders(&self) -> Result<Vec<usize>, Error> {
-        if let Some(named) = self.named_leaders()? {
-            return Ok(named);
-        }
-        one_of_each_group().iter().map(|number| self.leader_by_counting(*number)).collect()
-    }
-
-    fn named_leaders(&self) -> Result<Option<Vec<usize>>, Error> {
-        let cluster = ask::json(self.addresses[0], "/v1/cluster")?;
-        let Some(named) = cluster["leaders_by_group"].as_array() else { return Ok(None) };
-        let index = |name: &serde_json::Value| {
-            (0..NODES).find(|index| name.as_str() == Some(&format!("node-{}", index + 1)))
-        };
-        Ok(named.iter().take(usize::from(GROUPS)).map(index).collect())
-    }
-
-    fn leader_by_counting(&self, conversation: u64) -> Result<usize, Error> {
-        let body = r#"{"event":{"role":"user","parts":[{"type":"text","text":"whose?"}],"token_count":1}}"#;
-        let path = format!("/v1/conversations/{}", Id(conversation));
-        ask::send(self.addresses[0], "PUT", &path, "{}")?;
-        for index in 0..NODES {
-            let forwarded =
-                || Ok::<_, Error>(self.metrics(index)?.value("fastpaca_forwarded_requests_total"));
-            let before = forwarded()?;
-            ask::send(self.addresses[index], "POST", &format!("{path}/events"), body)?;
-            if forwarded()? == before {
-                return Ok(index);
-            }
-        }
-        Err(format!("no node leads the group of {}", Id(conversation)).into())
-    }
-
-    /// Waits until every node by itself shows the same versions of these conversations; says how long that took.
-    pub(crate) fn wait_alike(&self, conversations: &[u64]) -> Result<Duration, Error> {
         let begin = Instant::now();
-        for number in conversations {
-            let path = format!("/v1/conversations/{}", Id(*number));
-            let newest = ask::json(self.addresses[0], &path)?["version"].clone();
-            let here = format!("{path}?consistency=local");
-            for address in &self.addresses {
-                while ask::json(*address, &here)?["version"] != newest {
-                    if begin.elapsed() > START_MAX {
-                        return Err(format!("{} differs at {address}", Id(*number)).into());
-                    }
-                    std::thread::sleep(LOOK);
-                }
+        loop {
+            let named = self.status()?["leaders_by_group"].take();
+            let leader = |group: u16| {
+                let name = named[group.to_string()].as_str()?;
+                (0..NODES).find(|index| name == node_name(*index))
+            };
+            if let Some(leaders) = (0..GROUPS).map(leader).collect() {
+                return Ok(leaders);
             }
+            if begin.elapsed() > SETTLE_MAX {
+                return Err(format!("groups are without a leader: {named}").into());
+            }
+            std::thread::sleep(LOOK);
         }
-        Ok(begin.elapsed())
+    }
+
+    /// Groups whose members are not what they shall be.
+    pub(crate) fn moving(&self) -> Result<u64, Error> {
+        self.status()?["moving"].as_u64().ok_or_else(|| "no count of groups that move".into())
+    }
+
+    /// The cluster as the first node sees it.
+    fn status(&self) -> Result<Value, Error> {
+        ask::json(self.addresses[0], "/v1/cluster")
+    }
+
+    /// Waits until all nodes, in which nothing is written any more, have the same digests of all groups; says how long
+    /// that took.
+    pub(crate) fn wait_alike(&self) -> Result<Duration, Error> {
+        let begin = Instant::now();
+        loop {
+            let digests = self.addresses.iter().map(|address| ask::json(*address, DIGESTS_PATH));
+            let digests = digests.collect::<Result<Vec<Value>, Error>>()?;
+            if digests.windows(2).all(|two| two[0]["groups"] == two[1]["groups"]) {
+                return Ok(begin.elapsed());
+            }
+            if begin.elapsed() > START_MAX {
+                return Err(format!("replicas differ: {digests:?}").into());
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// CPU of each running node while nothing is asked of it, as a share of one core.
@@ -220,8 +215,12 @@ impl Cluster {
     }
 }
 
+fn node_name(index: usize) -> String {
+    format!("node-{}", index + 1)
+}
+
 fn configured(dir: &Path, addresses: &[SocketAddr], index: usize) -> Node {
-    let name = format!("node-{}", index + 1);
+    let name = node_name(index);
     let seeds: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
     Node::in_dir(&dir.join(&name))
         .with_env("FASTPACA_NODE_NAME", name)

@@ -70,8 +70,8 @@ impl Bench {
             self.report.figure("of all groups from the restart to then", &killed.back);
             led.add(killed.led);
             others.add(killed.others);
-            let alike = cluster.wait_alike(&conversations)?;
-            self.report.figure("load ended: all nodes alike, looked through in", seconds(alike));
+            let alike = cluster.wait_alike()?;
+            self.report.figure("load ended: all replicas alike after", seconds(alike));
         }
         let mut all = led;
         all.add(others);

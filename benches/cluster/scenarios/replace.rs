@@ -25,7 +25,7 @@ struct Replaced {
     killed: Moment,
     /// It was let in and has the first of its replicas.
     admitted: Moment,
-    /// It hosts all groups and has caught up in them.
+    /// It hosts all groups and has caught up in them, and the cluster moves nothing any more.
     whole: Moment,
     even: Moment,
     end: Moment,
@@ -79,9 +79,8 @@ impl Bench {
             format!(">= {RATE_KEPT_MIN} ×"),
             verdict,
         );
-        let numbers: Vec<u64> = (0..self.scale.conversations).collect();
-        let alike = cluster.wait_alike(&numbers)?;
-        self.report.figure("all nodes alike, looked through in", format!("{:.1} s", alike.as_secs_f64()));
+        let alike = cluster.wait_alike()?;
+        self.report.figure("load ended: all replicas alike after", format!("{:.1} s", alike.as_secs_f64()));
         Ok(())
     }
 
@@ -111,9 +110,6 @@ impl Bench {
     }
 
     fn replace_node(&self, cluster: &mut Cluster, watch: &Watch) -> Result<Replaced, Error> {
-        let hosted = |cluster: &Cluster| -> Result<f64, Error> {
-            Ok(cluster.metrics(REPLACED)?.value("fastpaca_groups_hosted"))
-        };
         let all = hosted(cluster)?;
         std::thread::sleep(self.scale.before_fault);
         let killed = watch.now();
@@ -122,22 +118,29 @@ impl Bench {
         // At once: it is for the cluster to let it in when its former self counts as dead.
         cluster.spawn(REPLACED)?;
         let deadline = Instant::now() + WHOLE_MAX.max(START_MAX);
-        let wait = |cluster: &mut Cluster, what: &str, least: f64, ready: bool| -> Result<Moment, Error> {
-            while hosted(cluster)? < least || cluster.is_ready(REPLACED)? != ready && ready {
+        let mut wait = |what: &str, done: fn(&mut Cluster, f64) -> Result<bool, Error>| {
+            while !done(cluster, all)? {
                 if Instant::now() > deadline {
-                    return Err(format!("the replacement is not {what} in time").into());
+                    return Err(Error::from(format!("the replacement is not {what} in time")));
                 }
                 std::thread::sleep(LOOK);
             }
             Ok(watch.now())
         };
-        let admitted = wait(cluster, "let in", 1.0, false)?;
-        let whole = wait(cluster, "whole", all, true)?;
+        let admitted = wait("let in", |cluster, _| Ok(hosted(cluster)? > 0.0))?;
+        let whole = wait("whole", |cluster, all| {
+            Ok(hosted(cluster)? >= all && cluster.moving()? == 0 && cluster.is_ready(REPLACED)?)
+        })?;
         cluster.settle()?;
         let even = watch.now();
         std::thread::sleep(self.scale.before_fault);
         Ok(Replaced { killed, admitted, whole, even, end: watch.now() })
     }
+}
+
+/// How many replicas the replacement, or its former self, runs.
+fn hosted(cluster: &Cluster) -> Result<f64, Error> {
+    Ok(cluster.metrics(REPLACED)?.value("fastpaca_groups_hosted"))
 }
 
 /// What the nodes that stay have sent as snapshots so far.
