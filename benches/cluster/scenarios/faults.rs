@@ -18,6 +18,18 @@ const STOP_GAP_MAX: Duration = Duration::from_millis(300);
 /// Clients of the node that stops, beside those of the others.
 const STOPPING_CLIENTS: usize = 16;
 
+type Failures = BTreeMap<Failure, u64>;
+
+/// What became of one round of stops.
+struct Stopped {
+    /// Of all groups, from SIGTERM on.
+    gaps: Gaps,
+    /// At the nodes that stay.
+    failed: Failures,
+    /// At the one that does not.
+    failed_there: Failures,
+}
+
 /// What became of one round of kills.
 struct Killed {
     /// By group, in the time before the kill: what the load itself causes.
@@ -136,12 +148,12 @@ impl Bench {
         let (mut cluster, conversations) = self.cluster_of_all_groups()?;
         self.report.title("SIGTERM of one node under load");
         let mut all = Gaps::new([]);
-        let (mut failed, mut failed_there) = (BTreeMap::new(), BTreeMap::new());
+        let (mut failed, mut failed_there) = (Failures::new(), Failures::new());
         for round in 0..self.scale.rounds {
-            let (gaps, elsewhere, there) = self.stop_one(&mut cluster, &conversations, round % NODES)?;
-            all.add(gaps);
-            merge(&mut failed, elsewhere);
-            merge(&mut failed_there, there);
+            let stopped = self.stop_one(&mut cluster, &conversations, round % NODES)?;
+            all.add(stopped.gaps);
+            merge(&mut failed, stopped.failed);
+            merge(&mut failed_there, stopped.failed_there);
         }
         failed_there.remove(&Failure::Refused);
         for (what, failed) in [
@@ -160,23 +172,14 @@ impl Bench {
         Ok(())
     }
 
-    /// The gaps of all groups, and the failures at the nodes that stay and at the one that does not.
     fn stop_one(
         &mut self,
         cluster: &mut Cluster,
         conversations: &[u64],
         node: usize,
-    ) -> Result<(Gaps, BTreeMap<Failure, u64>, BTreeMap<Failure, u64>), Error> {
+    ) -> Result<Stopped, Error> {
         cluster.settle()?;
-        let mut crowd = self.crowd(conversations, &cluster.others(node));
-        let mut there = vec![cluster.addresses()[node]];
-        there.extend(cluster.others(node));
-        let at_stopping = |number: usize| Client {
-            conversations: vec![conversations[number * conversations.len() / STOPPING_CLIENTS]],
-            addresses: there.clone(),
-        };
-        crowd.clients.extend((0..STOPPING_CLIENTS).map(at_stopping));
-        let watch = Watch::start(&crowd)?;
+        let watch = Watch::start(&self.crowd_around(cluster, conversations, node))?;
         std::thread::sleep(self.scale.before_fault);
         let stopping = watch.now();
         let took = cluster.stop(node)?;
@@ -199,11 +202,25 @@ impl Bench {
         self.report.figure(&format!("{STOPPING_CLIENTS} clients of it saw"), seen_there);
         cluster.spawn(node)?;
         cluster.wait_ready(node)?;
-        Ok((gaps, failed, failed_there))
+        Ok(Stopped { gaps, failed, failed_there })
+    }
+
+    /// A client for every conversation at the nodes that stay, as behind a load balancer, and some more at the one that
+    /// does not, which go on elsewhere when they must.
+    fn crowd_around(&self, cluster: &Cluster, conversations: &[u64], stopping: usize) -> Crowd {
+        let mut crowd = self.crowd(conversations, &cluster.others(stopping));
+        let mut addresses = vec![cluster.addresses()[stopping]];
+        addresses.extend(cluster.others(stopping));
+        let client = |number: usize| Client {
+            conversations: vec![conversations[number * conversations.len() / STOPPING_CLIENTS]],
+            addresses: addresses.clone(),
+        };
+        crowd.clients.extend((0..STOPPING_CLIENTS).map(client));
+        crowd
     }
 }
 
-fn merge(into: &mut BTreeMap<Failure, u64>, from: BTreeMap<Failure, u64>) {
+fn merge(into: &mut Failures, from: Failures) {
     for (failure, count) in from {
         *into.entry(failure).or_default() += count;
     }

@@ -76,18 +76,9 @@ pub(crate) fn run(settings: Settings) -> Result<(), Error> {
     std::fs::create_dir_all(&settings.dir)?;
     let mut bench = Bench { scale: Scale::of(&settings), settings, report: Report::default() };
     bench.print_settings()?;
-    let scenarios: [(Scenario, fn(&mut Bench) -> Result<(), Error>); 7] = [
-        (Scenario::Appends, Bench::appends),
-        (Scenario::Forwarded, Bench::forwarded),
-        (Scenario::Reads, Bench::reads),
-        (Scenario::Idle, Bench::idle),
-        (Scenario::Kill, Bench::kill),
-        (Scenario::Stop, Bench::stop),
-        (Scenario::Replace, Bench::replace),
-    ];
-    for (scenario, run) in scenarios {
-        if bench.settings.chosen.is_empty() || bench.settings.chosen.contains(&scenario) {
-            run(&mut bench)?;
+    for scenario in Scenario::value_variants() {
+        if bench.settings.chosen.is_empty() || bench.settings.chosen.contains(scenario) {
+            bench.run(*scenario)?;
         }
     }
     bench.report.summary();
@@ -124,6 +115,18 @@ impl Scale {
 }
 
 impl Bench {
+    fn run(&mut self, scenario: Scenario) -> Result<(), Error> {
+        match scenario {
+            Scenario::Appends => self.appends(),
+            Scenario::Forwarded => self.forwarded(),
+            Scenario::Reads => self.reads(),
+            Scenario::Idle => self.idle(),
+            Scenario::Kill => self.kill(),
+            Scenario::Stop => self.stop(),
+            Scenario::Replace => self.replace(),
+        }
+    }
+
     fn print_settings(&self) -> Result<(), Error> {
         let Settings { dir, quick, pause, .. } = &self.settings;
         let Scale { warmup, measure, rounds, conversations, connections, .. } = self.scale;

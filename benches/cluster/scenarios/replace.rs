@@ -2,14 +2,13 @@
 
 use super::{Bench, MESSAGE_BYTES};
 use crate::Error;
-use crate::clients::{Client, Crowd};
+use crate::clients::{Client, Crowd, History};
 use crate::load::{Conversations, Extent, Load, Order, Request};
 use crate::nodes::{Cluster, LOOK, NODES};
-use crate::process::START_MAX;
 use crate::report::{Verdict, megabytes};
 use crate::run::measure_over;
 use crate::watch::{Moment, Watch, failures, in_words, rate};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The rate while a node is fed, beside the rate before.
 const RATE_KEPT_MIN: f64 = 0.8;
@@ -18,7 +17,7 @@ const BATCH: usize = 100;
 /// The node that is replaced.
 const REPLACED: usize = NODES - 1;
 /// Longest wait for the replacement.
-const WHOLE_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+const WHOLE_MAX: Duration = Duration::from_secs(600);
 
 /// When what became of the replacement.
 struct Replaced {
@@ -45,8 +44,14 @@ impl Bench {
         let times = self.replace_node(&mut cluster, &watch)?;
         let fetched = bulk_bytes(&cluster)? - sent_before;
         let seen = watch.stop()?.clients;
+        self.replace_figures(&times, fetched, &seen);
+        let alike = cluster.wait_alike()?;
+        self.report.figure("load ended: all replicas alike after", format!("{:.1} s", alike.as_secs_f64()));
+        Ok(())
+    }
 
-        let Replaced { killed, admitted, whole, even, end } = times;
+    fn replace_figures(&mut self, times: &Replaced, fetched: f64, seen: &[History]) {
+        let Replaced { killed, admitted, whole, even, end } = *times;
         let times = [("let in", admitted), ("whole", whole), ("leaders even", even)];
         for (what, at) in times {
             self.report.figure(
@@ -60,17 +65,17 @@ impl Bench {
             "sent as snapshots",
             format!("{} in {fetching:.1} s, {speed:.0} MB/s", megabytes(fetched as u64)),
         );
-        let (before, alone) = (rate(&seen, Moment(0), killed), rate(&seen, killed, admitted));
-        let meanwhile = rate(&seen, admitted, whole);
+        let (before, alone) = (rate(seen, Moment(0), killed), rate(seen, killed, admitted));
+        let meanwhile = rate(seen, admitted, whole);
         for (what, rate) in [
             ("before, three nodes", before),
             ("from the kill on, two nodes", alone),
             ("while it fetches", meanwhile),
-            ("afterwards, three nodes", rate(&seen, even, end)),
+            ("afterwards, three nodes", rate(seen, even, end)),
         ] {
             self.report.figure(&format!("appends per second, {what}"), format!("{rate:.0}"));
         }
-        self.report.figure("attempts that failed", in_words(&failures(&seen, Moment(0), end)));
+        self.report.figure("attempts that failed", in_words(&failures(seen, Moment(0), end)));
         let kept = meanwhile / before;
         let verdict = Verdict::of(kept >= RATE_KEPT_MIN);
         self.report.bar(
@@ -79,9 +84,6 @@ impl Bench {
             format!(">= {RATE_KEPT_MIN} ×"),
             verdict,
         );
-        let alike = cluster.wait_alike()?;
-        self.report.figure("load ended: all replicas alike after", format!("{:.1} s", alike.as_secs_f64()));
-        Ok(())
     }
 
     fn fill(&self, cluster: &Cluster) -> Result<(), Error> {
@@ -106,7 +108,7 @@ impl Bench {
             Client { conversations, addresses }
         };
         let clients = (0..step).map(client).collect();
-        Crowd { clients, pause: std::time::Duration::ZERO, message_bytes: MESSAGE_BYTES }
+        Crowd { clients, pause: Duration::ZERO, message_bytes: MESSAGE_BYTES }
     }
 
     fn replace_node(&self, cluster: &mut Cluster, watch: &Watch) -> Result<Replaced, Error> {
@@ -117,7 +119,7 @@ impl Bench {
         cluster.wipe(REPLACED)?;
         // At once: it is for the cluster to let it in when its former self counts as dead.
         cluster.spawn(REPLACED)?;
-        let deadline = Instant::now() + WHOLE_MAX.max(START_MAX);
+        let deadline = Instant::now() + WHOLE_MAX;
         let mut wait = |what: &str, done: fn(&mut Cluster, f64) -> Result<bool, Error>| {
             while !done(cluster, all)? {
                 if Instant::now() > deadline {
