@@ -78,6 +78,34 @@ async fn calls_of_one_task_arrive_in_order_whatever_their_size() {
     }
 }
 
+/// Queues what comes, as Raft does.
+struct Queueing(tokio::sync::mpsc::Sender<Bytes>);
+
+impl Service for Queueing {
+    fn call<'a>(&'a self, _from: &'a Remote, _method: u16, body: Bytes) -> Answer<'a> {
+        Box::pin(async move {
+            self.0.send(body.clone()).await.map_err(|_| Refused("closed".into()))?;
+            Ok(body)
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_enter_a_bounded_queue_in_order() {
+    let (a, b) = (Node::start(settings("a")).await, Node::start(settings("b")).await);
+    let (queue, mut queued) = tokio::sync::mpsc::channel(1_000);
+    b.peers.serve(1..=1, Arc::new(Queueing(queue)));
+    a.link(&[&b]).await;
+    let bodies: Vec<Bytes> = (0..1_000u32).map(|n| n.to_be_bytes().to_vec().into()).collect();
+    let calls =
+        bodies.iter().map(|body| a.peers.call(b.id, Lane::Log, 1, std::slice::from_ref(body), PATIENCE));
+    let answers = futures_util::future::join_all(calls).await;
+    for (body, answer) in bodies.iter().zip(answers) {
+        assert_eq!(answer.as_ref(), Ok(body));
+        assert_eq!(queued.recv().await.as_ref(), Some(body));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_huge_body_passes_and_holds_up_no_other_lane() {
     let (a, b) = (Node::start(settings("a")).await, Node::start(settings("b")).await);
