@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Shared by all nodes; what it is does not matter.
-const SECRET: &str = "a secret of the tests";
+const SECRET: &str = "shared-by-the-nodes-of-a-test";
 
 /// Loopback ports are taken from here: below what systems give to outgoing connections, so that nobody takes the port of
 /// a server that is down.
