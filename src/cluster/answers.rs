@@ -1,5 +1,7 @@
 //! What this node answers when others call about the cluster.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::calls::{self, ChangeAnswer, ChangeRequest, StateAnswer, Status};
@@ -8,9 +10,14 @@ use super::service::Inner;
 use super::state::NodeId;
 use crate::peer::{Answer, Refused, Remote, Service};
 
-impl Service for Inner {
+/// Serves the calls of this module.
+pub(super) struct Answers(pub(super) Arc<Inner>);
+
+impl Service for Answers {
     fn call<'a>(&'a self, from: &'a Remote, method: u16, body: Bytes) -> Answer<'a> {
-        Box::pin(self.answer(from, method, body))
+        let (inner, from) = (self.0.clone(), from.clone());
+        let answering = self.0.runtime.spawn(async move { inner.answer(&from, method, body).await });
+        Box::pin(async move { answering.await.unwrap_or_else(|e| Err(Refused(e.to_string()))) })
     }
 }
 

@@ -40,7 +40,7 @@ impl Keeper {
             return false;
         }
         let busy = self.host_and_forget(document).await;
-        let led: Vec<Arc<Group>> = self.node.hosted().into_iter().filter(|group| group.is_leader()).collect();
+        let led: Vec<Arc<Group>> = self.node.hosted().into_iter().filter(|group| group.claims_lead()).collect();
         let steps = led.iter().map(|group| self.step(group, &state.groups[usize::from(group.number())]));
         let unsettled = join_all(steps).await.into_iter().filter(|settled| !settled).count();
         if leads_are_settled {
@@ -65,9 +65,14 @@ impl Keeper {
         let mut done = true;
         for group in self.node.hosted().into_iter().filter(|group| group.is_leader()) {
             let heir = group.voters().into_keys().find(|replica| group.could_lead(*replica));
-            if let Some(heir) = heir {
-                group.transfer(heir).await;
-                done = false;
+            match heir {
+                // Asked already: wait for it.
+                _ if !group.claims_lead() => done = false,
+                Some(heir) => {
+                    group.transfer(heir).await;
+                    done = false;
+                }
+                None => {}
             }
         }
         done

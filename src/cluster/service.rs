@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::answers::Answers;
 use super::calls::{self, StateAnswer};
 use super::discovery::Discovery;
 use super::document::{self, Document, DocumentError};
@@ -92,12 +94,14 @@ pub(super) struct Inner {
     leaving: AtomicBool,
     /// Held while a change is being made of the state here.
     pub(super) changing: tokio::sync::Mutex<()>,
+    /// Where requests run, and Raft. Others' calls arrive on the threads of the links, which must stay free.
+    pub(super) runtime: Handle,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Cluster {
-    /// Starts to meet others. `placement` gets who hosts what, as soon as that is known.
+    /// Starts to meet others, within the runtime of requests. `placement` gets who hosts what, as soon as that is known.
     pub fn start(
         settings: ClusterSettings,
         parts: Parts,
@@ -128,10 +132,11 @@ impl Cluster {
             founding_since: Mutex::default(),
             leaving: AtomicBool::new(false),
             changing: tokio::sync::Mutex::default(),
+            runtime: Handle::current(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        inner.parts.peers.serve(calls::METHODS, inner.clone());
+        inner.parts.peers.serve(calls::METHODS, Arc::new(Answers(inner.clone())));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().meet()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().keep()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().lead()));

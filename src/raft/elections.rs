@@ -33,7 +33,7 @@ impl Elections {
     pub(crate) fn may_grant_pre_vote(&self, group: u16) -> bool {
         let Some(replica) = self.slots.get(group).and_then(|slot| slot.group()) else { return false };
         if replica.is_leader() {
-            return !replica.has_quorum_in_reach();
+            return !replica.claims_lead() || !replica.has_quorum_in_reach();
         }
         self.suspicious.get(usize::from(group)).is_some_and(|flag| flag.load(Ordering::Relaxed))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,6 +58,8 @@ pub struct Group {
     node_id: u128,
     liveness: Arc<Liveness>,
     reads: Arc<ReadBarrier>,
+    /// The term in which this replica, as the leader, last asked another to take over; it takes no writes since.
+    handing_over: AtomicU64,
 }
 
 impl Group {
@@ -77,7 +80,7 @@ impl Group {
         let raft = Raft::new(replica, config.clone(), network.of(group), log.clone(), machine)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        let group = Self { raft, store, log, replica, node_id, liveness, reads: Arc::default() };
+        let group = Self { raft, store, log, replica, node_id, liveness, reads: Arc::default(), handing_over: AtomicU64::new(0) };
         // Asks the core, which has loaded the membership by then.
         let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
         if initialized && group.is_sole_voter() {
@@ -292,6 +295,12 @@ impl Group {
             && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
     }
 
+    /// Whether this replica leads and means to go on. One that asked another to take over no longer claims to lead, so
+    /// that if the other does not, the replicas elect.
+    pub(crate) fn claims_lead(&self) -> bool {
+        self.is_leader() && self.handing_over.load(Ordering::Relaxed) != self.term()
+    }
+
     /// On the leader: has all replicas hear from it, and those that could not be reached tried again at once.
     pub(crate) async fn greet(&self) {
         // Errors mean that the group has stopped, which its own failure reports.
@@ -301,6 +310,7 @@ impl Group {
 
     /// Asks another voter to take over the lead.
     pub async fn transfer(&self, to: ReplicaId) {
+        self.handing_over.store(self.term(), Ordering::Relaxed);
         // An error means that the group has stopped, which its own failure reports.
         let _ = self.raft.trigger().transfer_leader(to).await;
     }

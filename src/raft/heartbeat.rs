@@ -90,7 +90,7 @@ impl Heartbeats {
 
     fn encode(&self) -> Bytes {
         let mut out = vec![VERSION, u8::from(self.leaving.load(Ordering::Relaxed)) * LEAVING];
-        for group in self.slots.running().filter(|group| group.is_leader()) {
+        for group in self.slots.running().filter(|group| group.claims_lead()) {
             out.extend_from_slice(&group.number().to_le_bytes());
             out.extend_from_slice(&group.term().to_le_bytes());
         }
