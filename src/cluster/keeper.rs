@@ -40,7 +40,8 @@ impl Keeper {
             return false;
         }
         let busy = self.host_and_forget(document).await;
-        let led: Vec<Arc<Group>> = self.node.hosted().into_iter().filter(|group| group.claims_lead()).collect();
+        let led: Vec<Arc<Group>> =
+            self.node.hosted().into_iter().filter(|group| group.claims_lead()).collect();
         let steps = led.iter().map(|group| self.step(group, &state.groups[usize::from(group.number())]));
         let unsettled = join_all(steps).await.into_iter().filter(|settled| !settled).count();
         if leads_are_settled {

@@ -80,7 +80,16 @@ impl Group {
         let raft = Raft::new(replica, config.clone(), network.of(group), log.clone(), machine)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        let group = Self { raft, store, log, replica, node_id, liveness, reads: Arc::default(), handing_over: AtomicU64::new(0) };
+        let group = Self {
+            raft,
+            store,
+            log,
+            replica,
+            node_id,
+            liveness,
+            reads: Arc::default(),
+            handing_over: AtomicU64::new(0),
+        };
         // Asks the core, which has loaded the membership by then.
         let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
         if initialized && group.is_sole_voter() {
