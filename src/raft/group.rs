@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, InitializeError, RaftError};
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 
 use super::liveness::Liveness;
@@ -58,6 +59,8 @@ pub struct Group {
     node_id: u128,
     liveness: Arc<Liveness>,
     reads: Arc<ReadBarrier>,
+    /// What the core last told. To borrow it twice at once deadlocks with the core, which writes it.
+    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     /// The term in which this replica, as the leader, last asked another to take over; it takes no writes since.
     handing_over: AtomicU64,
 }
@@ -80,7 +83,9 @@ impl Group {
         let raft = Raft::new(replica, config.clone(), network.of(group), log.clone(), machine)
             .await
             .map_err(|e| failed(e.to_string()))?;
+        let metrics = raft.metrics();
         let group = Self {
+            metrics,
             raft,
             store,
             log,
@@ -90,9 +95,14 @@ impl Group {
             reads: Arc::default(),
             handing_over: AtomicU64::new(0),
         };
-        // Asks the core, which has loaded the membership by then.
         let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
-        if initialized && group.is_sole_voter() {
+        if initialized {
+            // The core tells its membership a little later than it has it.
+            let known = |m: &RaftMetrics<TypeConfig>| m.membership_config.voter_ids().next().is_some();
+            let told = group.raft.wait(None).metrics(known, "membership").await;
+            told.map_err(|e| failed(e.to_string()))?;
+        }
+        if group.is_sole_voter() {
             // No need to wait for anybody's silence.
             group.raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
         }
@@ -114,15 +124,14 @@ impl Group {
 
     /// The node that leads, if this one knows and can reach it.
     pub fn leader(&self) -> Option<u128> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         let node = leader_node(&metrics)?;
         (node == self.node_id || self.liveness.is_linked(node)).then_some(node)
     }
 
     /// Resolves when somebody else may lead.
     pub async fn leader_changed(&self) {
-        let mut metrics = self.raft.metrics();
+        let mut metrics = self.metrics.clone();
         let seen = leader_and_term(&metrics.borrow_watched());
         while leader_and_term(&metrics.borrow_watched()) == seen {
             if metrics.changed().await.is_err() {
@@ -179,12 +188,15 @@ impl Group {
 
     /// On the leader: a log index such that a state that has applied it reflects every write acknowledged before.
     pub async fn read_index(&self) -> Result<u64, ReadFailure> {
-        if self.is_sole_voter() && self.is_leader() {
-            // A quorum of one: whatever was acknowledged was applied here first, and nobody else can lead.
-            return Ok(self.applied_index());
-        }
         if !self.is_leader() {
             return Err(ReadFailure::NotLeader);
+        }
+        // A quorum of one: whatever was acknowledged was applied here first, and nobody else can lead. What an earlier
+        // process acknowledged is applied by the time that something of this term is.
+        if let Some(applied) = self.store.applied().0.filter(|at| at.term == self.term())
+            && self.is_sole_voter()
+        {
+            return Ok(applied.index);
         }
         self.reads.confirm(&self.raft).await
     }
@@ -207,7 +219,7 @@ impl Group {
 
     /// The highest term this replica has seen.
     pub fn term(&self) -> u64 {
-        self.raft.metrics().borrow_watched().current_term
+        self.metrics.borrow_watched().current_term
     }
 
     /// The voters of the newest configuration; of both halves while it changes.
@@ -222,24 +234,21 @@ impl Group {
 
     /// Whether the newest configuration is committed and not a joint one.
     pub fn is_settled(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         metrics.membership_config == metrics.committed_membership_config
             && metrics.membership_config.membership().get_joint_config().len() == 1
     }
 
     /// Entries known to be committed that are not applied here yet.
     pub fn unapplied(&self) -> u64 {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         let index = |id: Option<super::types::LogId>| id.map_or(0, |id| id.index);
         index(metrics.cluster_committed).saturating_sub(index(metrics.last_applied))
     }
 
     /// On the leader: how many entries a replica has yet to receive; `None` where that is not known.
     pub fn lag_of(&self, replica: ReplicaId) -> Option<u64> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         let matched = metrics.replication.as_ref()?.get(&replica)?.as_ref()?.index;
         Some(metrics.last_log_index?.saturating_sub(matched))
     }
@@ -274,8 +283,7 @@ impl Group {
     /// as learners until the next change.
     pub async fn finish_change(&self) -> Result<(), MembershipError> {
         let is_joint = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
+            let metrics = self.metrics.borrow_watched();
             metrics.membership_config.membership().get_joint_config().len() > 1
         };
         if is_joint { self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await } else { Ok(()) }
@@ -287,8 +295,7 @@ impl Group {
             return true;
         }
         let host = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
+            let metrics = self.metrics.borrow_watched();
             metrics.membership_config.membership().get_node(&replica).map(|host| host.node_id)
         };
         // Not while the metrics are borrowed: to borrow them twice deadlocks with the core, which updates them.
@@ -325,8 +332,7 @@ impl Group {
     }
 
     pub(crate) fn is_sole_voter(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         metrics.membership_config.voter_ids().eq([self.replica])
     }
 
@@ -336,8 +342,7 @@ impl Group {
 
     /// Whether enough voters answer this node for a proposal to be committed.
     pub(crate) fn has_quorum_in_reach(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         membership.get_joint_config().iter().all(|voters| {
             let here = |voter: &&ReplicaId| {
@@ -349,8 +354,7 @@ impl Group {
     }
 
     fn members(&self, wanted: impl Fn(&super::types::Membership, &ReplicaId) -> bool) -> Members {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let nodes = membership.nodes().filter(|(replica, _)| wanted(membership, replica));
         nodes.map(|(replica, host)| (*replica, host.node_id)).collect()

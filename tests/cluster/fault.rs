@@ -174,7 +174,8 @@ impl Nemesis {
         let victim = self.rng.below(leaving);
         self.cluster.kill(victim);
         self.cluster.spawn(victim);
-        self.wait_ready();
+        // A node that is being drained serves, and says that it is not ready for more.
+        tokio::task::block_in_place(|| self.cluster.wait_ready_of(|node| node != leaving));
         self.cluster.wait_view("drained", |view| groups_of(view, &name) == Some(0)).await;
         let client = self.cluster.client(victim);
         let path = format!("/v1/cluster/nodes/{name}");

@@ -216,7 +216,12 @@ impl Cluster {
 
     /// Waits until every node that was started is ready.
     pub(crate) fn wait_ready(&mut self) {
-        for member in &mut self.members {
+        self.wait_ready_of(|_| true);
+    }
+
+    /// The same of some nodes.
+    pub(crate) fn wait_ready_of(&mut self, wanted: impl Fn(usize) -> bool) {
+        for (_, member) in self.members.iter_mut().enumerate().filter(|(node, _)| wanted(*node)) {
             let Some(process) = &mut member.process else { continue };
             if let Err(error) = process.wait_ready(START_MAX) {
                 panic!("{} is not ready: {error}", member.name);
