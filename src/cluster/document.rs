@@ -50,11 +50,28 @@ pub(super) fn id() -> ConversationId {
 /// The newest state applied on this node, if it is newer than version `known`.
 pub(super) async fn load_newer(node: &Node, known: u64) -> Result<Option<Arc<Document>>, DocumentError> {
     let Some(group) = node.group(META_GROUP) else { return Ok(None) };
-    if group.store.read(&id(), |c, _| c.version())?.is_none_or(|version| version <= known) {
+    let version = match group.store.read(&id(), |c, _| c.version()) {
+        Ok(version) => version,
+        // It will be there when the snapshot is.
+        Err(StoreError::Installing { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if version.is_none_or(|version| version <= known) {
         return Ok(None);
     }
     let read = tokio::task::spawn_blocking(move || load_blocking(&group)).await;
     read.map_err(|e| DocumentError::Shape(format!("read task: {e}")))?
+}
+
+/// Resolves once a state newer than version `known` is applied here; never where the meta group is not hosted.
+pub(super) async fn changed(node: &Node, known: u64) {
+    let watched = node.group(META_GROUP).and_then(|group| group.store.watch(&id()).ok());
+    if let Some(mut version) = watched
+        && version.wait_for(|version| *version > known).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 fn load_blocking(group: &Group) -> Result<Option<Arc<Document>>, DocumentError> {

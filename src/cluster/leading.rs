@@ -12,7 +12,7 @@ use super::change::Refusal;
 use super::document::{self, Document, SaveError};
 use super::founding::Durable;
 use super::keeper::Keeper;
-use super::plan::{Observed, plan};
+use super::plan::{Observed, is_settled, plan};
 use super::service::Inner;
 use super::state::{ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
 use crate::peer::CallError;
@@ -86,7 +86,7 @@ impl Inner {
         let _turn = self.changing.lock().await;
         let seen = self.observe(&document).await;
         let Some(next) = plan(&document.state, &seen) else {
-            return seen.groups.len() < document.state.groups.len();
+            return !is_settled(&document.state, &seen);
         };
         match document::save(&self.parts.shards, Some(document.version), &next).await {
             Ok(version) => info!(event = "cluster_planned", version),

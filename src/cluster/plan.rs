@@ -117,6 +117,14 @@ pub fn plan(state: &ClusterState, seen: &Observed) -> Option<ClusterState> {
     (planner.state != *state).then_some(planner.state)
 }
 
+/// Whether every group is seen to have the members it shall have.
+pub fn is_settled(state: &ClusterState, seen: &Observed) -> bool {
+    let settled = |(number, placement): (u16, &GroupPlacement)| {
+        seen.groups.get(&number).is_some_and(|actual| actual.matches(placement))
+    };
+    (0..).zip(&state.groups).all(settled)
+}
+
 struct Planner<'a> {
     state: ClusterState,
     seen: &'a Observed,

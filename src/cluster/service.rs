@@ -215,7 +215,16 @@ impl Inner {
                 let settled = self.started.elapsed() > SETTLE && !self.leaving.load(Ordering::Relaxed);
                 busy |= self.keeper.round(&document, settled).await;
             }
-            tokio::time::sleep(if busy { HURRY } else { REST }).await;
+            self.pause(if busy { HURRY } else { REST }).await;
+        }
+    }
+
+    /// Waits, at most until the state changes.
+    pub(super) async fn pause(&self, at_most: Duration) {
+        let known = self.document.borrow().as_ref().map_or(0, |document| document.version);
+        tokio::select! {
+            () = tokio::time::sleep(at_most) => {}
+            () = document::changed(&self.parts.node, known) => {}
         }
     }
 

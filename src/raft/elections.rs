@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::group::{Group, leader_node, leader_replica};
 use super::liveness::{ElectionTimer, Leadership, Liveness};
 use super::slots::Slots;
+use crate::store::Failure;
 
 /// How often every replica is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -20,12 +21,13 @@ pub(crate) struct Elections {
     liveness: Arc<Liveness>,
     /// Per group: the leader is suspected, so that a candidate may be granted a pre-vote.
     suspicious: Vec<AtomicBool>,
+    failure: Failure,
 }
 
 impl Elections {
-    pub(crate) fn new(slots: Arc<Slots>, liveness: Arc<Liveness>) -> Self {
+    pub(crate) fn new(slots: Arc<Slots>, liveness: Arc<Liveness>, failure: Failure) -> Self {
         let suspicious = slots.iter().map(|_| AtomicBool::new(false)).collect();
-        Self { slots, liveness, suspicious }
+        Self { slots, liveness, suspicious, failure }
     }
 
     /// Whether this node would support a candidate: not while the leader it knows is alive, nor while it leads itself
@@ -52,6 +54,11 @@ impl Elections {
                 if *replica != group.replica() {
                     (*replica, *timer) = (group.replica(), ElectionTimer::new(now));
                 }
+                if let Some(reason) = group.broken() {
+                    // A core that panicked or met a storage error answers nobody any more, and is not started again.
+                    self.failure.raise(format!("Raft group {}: {reason}", group.number()), false);
+                    return;
+                }
                 if self.is_due(&group, timer, now) {
                     // An error means that the group has stopped, which its own failure reports.
                     let _ = group.raft.trigger().elect(true).await;
@@ -63,8 +70,7 @@ impl Elections {
     fn is_due(&self, group: &Group, timer: &mut ElectionTimer, now: Instant) -> bool {
         let number = group.number();
         let (leadership, rank) = {
-            let metrics = group.raft.metrics();
-            let metrics = metrics.borrow_watched();
+            let metrics = group.metrics().borrow_watched();
             let leader = leader_replica(&metrics);
             let mut rivals: Vec<_> = metrics.membership_config.voter_ids().collect();
             rivals.retain(|id| leader != Some(*id) || *id == group.replica());

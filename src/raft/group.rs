@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardReason, InitializeError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, RaftError};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 
@@ -334,6 +334,19 @@ impl Group {
     pub(crate) fn is_sole_voter(&self) -> bool {
         let metrics = self.metrics.borrow_watched();
         metrics.membership_config.voter_ids().eq([self.replica])
+    }
+
+    /// What the core last told.
+    pub(crate) fn metrics(&self) -> &WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>> {
+        &self.metrics
+    }
+
+    /// Why the core has stopped, unless it was asked to.
+    pub(crate) fn broken(&self) -> Option<String> {
+        match &self.metrics.borrow_watched().running_state {
+            Ok(()) | Err(Fatal::Stopped) => None,
+            Err(fatal) => Some(fatal.to_string()),
+        }
     }
 
     pub(crate) fn applied_index(&self) -> u64 {

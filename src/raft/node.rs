@@ -117,7 +117,7 @@ impl Node {
             journal: recovered.journal,
             shared: recovered.shared,
             node_id: settings.node_id,
-            elections: Arc::new(Elections::new(slots.clone(), liveness.clone())),
+            elections: Arc::new(Elections::new(slots.clone(), liveness.clone(), failure.clone())),
             heartbeats: Arc::new(Heartbeats::new(slots.clone(), liveness.clone(), metrics.clone())),
             slots,
             network: Network::new(Arc::new(network)),
