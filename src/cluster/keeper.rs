@@ -15,8 +15,8 @@ use super::state::{GroupPlacement, META_GROUP, NodeId, NodeState};
 use crate::raft::{Group, Members, Node};
 use crate::store::Failure;
 
-/// Leaderships handed on in one round, so that a returning node does not get all of its own at once.
-const TRANSFERS_PER_ROUND: usize = 16;
+/// Leaderships handed on at a time: each is an election, and many at once would keep all of their groups waiting.
+const TRANSFERS_MAX: usize = 8;
 
 /// See the module.
 pub(super) struct Keeper {
@@ -61,22 +61,22 @@ impl Keeper {
         Some(Membership { voters, learners, caught_up })
     }
 
-    /// Hands every leadership on; true once none is left that could be.
+    /// Hands leaderships on, a few at a time; true once none is left that could be.
     pub(super) async fn hand_over(&self) -> bool {
-        let mut done = true;
-        for group in self.node.hosted().into_iter().filter(|group| group.is_leader()) {
-            let heir = group.voters().into_keys().find(|replica| group.could_lead(*replica));
-            match heir {
-                // Asked already: wait for it.
-                _ if !group.claims_lead() => done = false,
-                Some(heir) => {
-                    group.transfer(heir).await;
-                    done = false;
-                }
-                None => {}
+        let led: Vec<Arc<Group>> = self.node.hosted().into_iter().filter(|group| group.is_leader()).collect();
+        let mut under_way = led.iter().filter(|group| !group.claims_lead()).count();
+        let mut left = false;
+        for group in led.iter().filter(|group| group.claims_lead()) {
+            let Some(heir) = group.voters().into_keys().find(|replica| group.could_lead(*replica)) else {
+                continue;
+            };
+            left = true;
+            if under_way < TRANSFERS_MAX {
+                under_way += 1;
+                group.transfer(heir).await;
             }
         }
-        done
+        !left && under_way == 0
     }
 
     /// Starts the replicas that the state lists for this node and drops those it no longer lists.
@@ -126,7 +126,7 @@ impl Keeper {
 
     /// Hands leaderships on to the nodes that are preferred for them.
     async fn hand_on(&self, led: &[Arc<Group>], document: &Document) {
-        let mut left = TRANSFERS_PER_ROUND;
+        let mut left = TRANSFERS_MAX;
         for group in led {
             let placement = &document.state.groups[usize::from(group.number())];
             let preferred = placement.preferred().map(|replica| replica.id);

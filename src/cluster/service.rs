@@ -39,6 +39,8 @@ const HURRY: Duration = Duration::from_millis(100);
 pub(super) const DEAD_AFTER: Duration = Duration::from_secs(10);
 /// A node that has just started leaves leaderships where they are for so long.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How often it is looked, at a shutdown, whether the next leaderships can be handed on.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
 /// Longest wait, at a shutdown, for others to take over the lead.
 const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 
@@ -149,7 +151,7 @@ impl Cluster {
         self.0.parts.node.leave();
         let deadline = Instant::now() + HAND_OVER_MAX;
         while !self.0.keeper.hand_over().await && Instant::now() < deadline {
-            tokio::time::sleep(HURRY).await;
+            tokio::time::sleep(HAND_OVER_LOOK).await;
         }
     }
 
