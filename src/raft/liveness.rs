@@ -91,11 +91,11 @@ impl Liveness {
         self.answers(node) && self.0.lock().get(&node).is_some_and(|peer| !peer.leaving)
     }
 
-    /// When a node last said that it leads the group in this term.
-    fn claimed(&self, node: u128, group: u16, term: u64) -> Option<Instant> {
+    /// When a node was last heard, and whether it then said that it leads the group in this term.
+    fn heard_claim(&self, node: u128, group: u16, term: u64) -> Option<(Instant, bool)> {
         let peers = self.0.lock();
         let peer = peers.get(&node)?;
-        (peer.claims.get(&group) == Some(&term)).then_some(peer.heard).flatten()
+        Some((peer.heard?, peer.claims.get(&group) == Some(&term)))
     }
 }
 
@@ -163,8 +163,12 @@ impl ElectionTimer {
         let Some(leader) = leadership.leader else {
             return now.saturating_duration_since(self.alive) > SETTLE;
         };
-        if let Some(claimed) = liveness.claimed(leader, group, leadership.term) {
-            self.alive = self.alive.max(claimed);
+        match liveness.heard_claim(leader, group, leadership.term) {
+            Some((heard, true)) => self.alive = self.alive.max(heard),
+            // It lives and no longer claims the lead, in more than one heartbeat: it has asked another to take over,
+            // and that one should lead by now.
+            Some((heard, false)) if heard > self.alive + SETTLE => return true,
+            _ => {}
         }
         !liveness.is_linked(leader) && now >= self.alive
             || now.saturating_duration_since(self.alive) > ELECTION_TIMEOUT
@@ -238,6 +242,20 @@ mod tests {
             (5_001..9_000).find(|ms| rig.due_at(*ms)).unwrap()
         };
         assert_eq!((first(0), first(1), first(2)), (5_001, 5_401, 5_801));
+    }
+
+    #[test]
+    fn a_leader_that_claims_no_more_is_suspected_sooner() {
+        let mut rig = Rig::new(0);
+        assert!(!rig.due_at(0));
+        rig.claim_at(5_000);
+        assert!(!rig.due_at(5_000));
+        let due = (5_250..9_000).step_by(250).find(|ms| {
+            let at = rig.start + Duration::from_millis(*ms);
+            rig.liveness.heard(LEADER, 1, false, HashMap::new(), at);
+            rig.due_at(*ms)
+        });
+        assert_eq!(due, Some(5_500));
     }
 
     #[test]
