@@ -1,18 +1,14 @@
 //! One cluster comes out, whatever the order of starts; and who does not belong is refused.
 
+use crate::ONE_AT_A_TIME;
 use crate::support::cluster::{Cluster, Shape};
 use crate::support::process::StartError;
-use crate::{CLUSTER_READY, ONE_AT_A_TIME};
 use serde_json::Value;
 
 const NODES: usize = 3;
 
 /// Three nodes of which none is started. `None` when there can be no cluster.
 fn prepared(hosts: bool) -> Option<Cluster> {
-    if !CLUSTER_READY {
-        eprintln!("servers cannot form a cluster yet");
-        return None;
-    }
     tokio::task::block_in_place(|| Cluster::prepare(Shape { hosts, ..Shape::of(NODES) }, 0))
 }
 

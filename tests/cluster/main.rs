@@ -20,8 +20,5 @@ mod single;
 mod support;
 mod worker;
 
-/// Whether servers can form a cluster. Until then what needs three of them is compiled and passes without a run.
-const CLUSTER_READY: bool = true;
-
 /// One run at a time: each wants the machine for itself, and a machine too busy to answer looks like a fault.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

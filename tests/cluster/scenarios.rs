@@ -1,10 +1,10 @@
 //! Every fault against three nodes, each in a short version for CI; `FASTPACA_TEST_CYCLES` repeats the faults.
 
+use crate::ONE_AT_A_TIME;
 use crate::fault::{Fault, Target};
 use crate::run::{Plan, Report, run, seed};
 use crate::support::cluster::Shape;
 use crate::support::cycles;
-use crate::{CLUSTER_READY, ONE_AT_A_TIME};
 
 /// Operations for each fault, and for the time before the first.
 const SHARE: usize = 400;
@@ -13,10 +13,6 @@ const NODES: usize = 3;
 
 /// The faults in turn under load, as often as there is time for. `None` when it could not be run.
 pub(crate) async fn scenario(name: &'static str, shape: Shape, faults: &[Fault]) -> Option<Report> {
-    if shape.size > 1 && !CLUSTER_READY {
-        eprintln!("{name}: servers cannot form a cluster yet");
-        return None;
-    }
     let _alone = ONE_AT_A_TIME.lock().await;
     let faults = faults.repeat(cycles(1) as usize);
     let operations = SHARE * (faults.len() + 1);
@@ -82,9 +78,6 @@ async fn a_rolling_restart_fails_no_request() {
 async fn membership_changes_while_killing() {
     let faults = [Fault::GrowWhileKilling, Fault::ShrinkWhileKilling];
     // A node that was removed is not added again, so that this does not repeat within one run.
-    if !CLUSTER_READY {
-        return;
-    }
     for _ in 0..cycles(1) {
         let _alone = ONE_AT_A_TIME.lock().await;
         let plan =
