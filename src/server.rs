@@ -40,6 +40,9 @@ const OPEN_CLUSTER: &str = "neither FASTPACA_CLUSTER_SECRET nor FASTPACA_API_KEY
 /// Threads of links between nodes.
 const PEER_THREADS: usize = 2;
 
+/// Longest wait, at a shutdown, for the writes of other nodes that are under way here.
+const PEERS_WRITES_MAX: Duration = Duration::from_secs(2);
+
 /// The exit code when a second signal cut the shutdown short.
 const SECOND_SIGNAL: u8 = 130;
 
@@ -204,6 +207,10 @@ impl Server {
     pub async fn shutdown(self) {
         self.shards.leave();
         self.cluster.hand_over().await;
+        let ended = tokio::time::timeout(PEERS_WRITES_MAX, self.shards.peers_writes_ended()).await;
+        if ended.is_err() {
+            warn!(event = "peers_writes_cut_short");
+        }
         self.stop.cancel();
         if let Err(error) = self.edge.await {
             warn!(event = "edge_failed", %error);

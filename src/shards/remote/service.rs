@@ -1,7 +1,7 @@
 //! The side that serves other nodes' calls. It never sends a request on: a call that does not belong here says so.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -45,7 +45,23 @@ impl Default for Bounds {
     }
 }
 
+/// How long no write of another node may have been under way before there are taken to be no more.
+const QUIET: Duration = Duration::from_millis(100);
+const QUIET_LOOK: Duration = Duration::from_millis(5);
+
 impl Shards {
+    /// Returns once no write that another node sent here is under way any more. For a node that leads nothing and is
+    /// about to close its links: an answer that does not get out leaves its client without an outcome.
+    pub async fn peers_writes_ended(&self) {
+        let mut quiet_since = Instant::now();
+        while quiet_since.elapsed() < QUIET {
+            if self.0.bounds.write_bytes.available_permits() < WRITES_BYTES_MAX {
+                quiet_since = Instant::now();
+            }
+            tokio::time::sleep(QUIET_LOOK).await;
+        }
+    }
+
     /// Serves a call of another node. An error means that nothing was done.
     pub(crate) async fn serve(&self, method: u16, body: Bytes) -> Result<Bytes, String> {
         let method = Method::from_number(method).ok_or_else(|| format!("unknown method {method}"))?;
