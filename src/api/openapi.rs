@@ -76,6 +76,7 @@ impl Describe {
             )
             .query("limit", Kind::Number, "1 to 1000, 100 by default.")
             .query("cursor", Kind::Text, "The `next_cursor` of the page before.")
+            .query("consistency", Kind::Text, "`linearizable` (default) or `local`.")
             .answers(
                 200,
                 "A page; empty pages may have a `next_cursor`.",
