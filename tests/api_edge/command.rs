@@ -8,6 +8,10 @@ use crate::support::TestServer;
 
 async fn fastpaca(server: &TestServer, key: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fastpaca"));
+    // The tests' own switches would be unknown settings to it.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FASTPACA_")) {
+        command.env_remove(name);
+    }
     command.arg("cluster").args(arguments).env("FASTPACA_API_KEY", key);
     command.env("FASTPACA_LISTEN", server.address.to_string());
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
