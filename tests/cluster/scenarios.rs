@@ -2,7 +2,7 @@
 
 use crate::ONE_AT_A_TIME;
 use crate::fault::{Fault, Target};
-use crate::run::{Plan, Report, run, seed};
+use crate::run::{Plan, run, seed};
 use crate::support::cluster::Shape;
 use crate::support::cycles;
 
@@ -11,12 +11,12 @@ const SHARE: usize = 400;
 
 const NODES: usize = 3;
 
-/// The faults in turn under load, as often as there is time for. `None` when it could not be run.
-pub(crate) async fn scenario(name: &'static str, shape: Shape, faults: &[Fault]) -> Option<Report> {
+/// The faults in turn under load, as often as there is time for.
+pub(crate) async fn scenario(name: &'static str, shape: Shape, faults: &[Fault]) {
     let _alone = ONE_AT_A_TIME.lock().await;
     let faults = faults.repeat(cycles(1) as usize);
     let operations = SHARE * (faults.len() + 1);
-    run(seed(), Plan { name, shape, faults, operations }).await
+    run(seed(), Plan { name, shape, faults, operations }).await;
 }
 
 const ON_LOOPBACK: Shape = Shape { size: NODES, hosts: false, clocks: false, disks: false };
