@@ -12,10 +12,13 @@ use bytes::Bytes;
 use fastpaca::conversation::{Action, ConversationId, NewMessage, PartKind, PartMeta, RoleKind, ToolRef};
 use fastpaca::journal::{Class, Draft, FrameKind, Journal, Options, RealDisk, ScanFrom};
 use fastpaca::metrics::Metrics;
+use fastpaca::peer::{PeerSettings, Peers, Secrets};
 use fastpaca::raft::{NoPeers, Node, NodeSettings, RecoverySettings};
-use fastpaca::shards::Shards;
 use fastpaca::shards::placement::GROUPS;
+use fastpaca::shards::{Placement, Shards};
 use fastpaca::store::{CacheSizes, Failure};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 const RUN: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(10);
@@ -135,12 +138,29 @@ async fn start(dir: &Path) -> (Arc<Node>, Shards) {
     }
     let node = Arc::new(node);
     let shards = Shards::new(failure, Duration::from_secs(10));
-    shards.attach(node.clone());
+    let placement = Placement::new((0..GROUPS).map(|group| (group, vec![NODE])));
+    shards.attach(node.clone(), no_links(), watch::Sender::new(Arc::new(placement)).subscribe());
     for n in 0..CONVERSATIONS {
         let put = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
         shards.propose(&id(n), put).await.expect("a conversation");
     }
     (node, shards)
+}
+
+/// The links of a node that dials nobody.
+fn no_links() -> Peers {
+    let settings = PeerSettings {
+        node_id: NODE,
+        name: "bench".into(),
+        incarnation: 1,
+        cluster: None,
+        listen_port: 0,
+        advertise: None,
+        secrets: Secrets::new(&[], &[]),
+        body_bytes_max: 1 << 20,
+        tls: None,
+    };
+    Peers::start(settings, Handle::current(), Metrics::new())
 }
 
 async fn through_raft(shards: &Shards, clients: usize, conversations: usize) -> Rate {

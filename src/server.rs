@@ -183,7 +183,7 @@ impl Server {
         let node = Arc::new(start_node(&config, node_id, peers.clone(), &metrics, &failure).await?);
         node.meet_peers(&peers, &links.handle());
         let placement = watch::Sender::new(Arc::new(Placement::new([])));
-        shards.attach_to(node.clone(), peers.clone(), placement.subscribe());
+        shards.attach(node.clone(), peers.clone(), placement.subscribe());
         let parts = cluster::Parts {
             node: node.clone(),
             peers: peers.clone(),

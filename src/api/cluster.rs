@@ -27,12 +27,7 @@ pub(super) async fn drain(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    accept::json(&headers)?;
-    let name = named(&scope, query, &headers, body).await?;
-    let control = control(&scope)?;
-    control.drain(&name).await?;
-    tracing::info!(event = "drained", name);
-    Ok(json_answer(&describe(&control.status().await)))
+    set_draining(&scope, query, &headers, body, true).await
 }
 
 pub(super) async fn undrain(
@@ -41,11 +36,24 @@ pub(super) async fn undrain(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    accept::json(&headers)?;
-    let name = named(&scope, query, &headers, body).await?;
-    let control = control(&scope)?;
-    control.undrain(&name).await?;
-    tracing::info!(event = "undrained", name);
+    set_draining(&scope, query, &headers, body, false).await
+}
+
+async fn set_draining(
+    scope: &Scope,
+    query: RawQuery,
+    headers: &HeaderMap,
+    body: Body,
+    draining: bool,
+) -> Result<Response, ApiError> {
+    accept::json(headers)?;
+    let name = named(scope, query, headers, body).await?;
+    let control = control(scope)?;
+    match draining {
+        true => control.drain(&name).await?,
+        false => control.undrain(&name).await?,
+    }
+    tracing::info!(event = if draining { "drained" } else { "undrained" }, name);
     Ok(json_answer(&describe(&control.status().await)))
 }
 

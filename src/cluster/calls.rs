@@ -30,7 +30,7 @@ pub(super) const REPORT: u16 = 36;
 /// A change reaches the leader of the meta group by way of one node that knows it.
 pub(super) const HOPS_MAX: u8 = 2;
 /// Longest wait for any of these.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 /// Who a node is right now.
 #[derive(Debug, Serialize, Deserialize)]

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::calls::{self, Change, Report};
 use super::document::Document;
@@ -20,8 +20,6 @@ use crate::shards::{ClusterControl, ClusterStatus, ControlError, LinkStatus, Nod
 const REPORT_MAX: Duration = Duration::from_secs(1);
 /// Longest wait until this node sees a change that was made; it is made all the same.
 const SEEN_MAX: Duration = Duration::from_secs(1);
-/// Between two looks whether it does.
-const LOOK: Duration = Duration::from_millis(20);
 
 const NOT_JOINED: &str = "the node has not joined a cluster yet";
 
@@ -80,26 +78,14 @@ impl Inner {
 
     /// Whoever asked for a change and looks here next shall see it.
     async fn until_seen(&self, is_seen: impl Fn(&ClusterState) -> bool) {
-        let look = async {
-            loop {
-                match self.newest().await {
-                    Ok(Some(document)) => self.publish(document),
-                    Ok(None) => {}
-                    // The loop that follows the state deals with it.
-                    Err(error) => return warn!(event = "cluster_state_unreadable", %error),
-                }
-                if self.document.borrow().as_ref().is_some_and(|document| is_seen(&document.state)) {
-                    return;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        let _ = timeout(SEEN_MAX, look).await;
+        let mut documents = self.document.subscribe();
+        let seen = documents.wait_for(|document| document.as_ref().is_some_and(|d| is_seen(&d.state)));
+        let _ = timeout(SEEN_MAX, seen).await;
     }
 
     async fn status(&self) -> ClusterStatus {
         let Some(document) = self.document.borrow().clone() else { return self.status_alone() };
-        let reports = self.reports(&document).await;
+        let reports = self.reports(&document, REPORT_MAX).await;
         let leaders = self.leaders(&reports);
         let links = self.parts.peers.links().borrow().clone();
         let state = &document.state;
@@ -158,18 +144,6 @@ impl Inner {
         if refuses || record.state == NodeState::Draining { Standing::Draining } else { Standing::Active }
     }
 
-    async fn reports(&self, document: &Document) -> BTreeMap<NodeId, Report> {
-        let others = members(&document.state).map(|(node, _)| node);
-        let others = others.filter(|node| *node != self.me && self.parts.peers.is_up(node.0));
-        let reports = join_all(others.map(|node| async move {
-            let asked = calls::call::<Report>(&self.parts.peers, node, calls::REPORT, &());
-            Some((node, timeout(REPORT_MAX, asked).await.ok()?.ok()?))
-        }));
-        let mut reports: BTreeMap<_, _> = reports.await.into_iter().flatten().collect();
-        reports.insert(self.me, self.report(document.version));
-        reports
-    }
-
     /// Who leads: the newest claim of those that report. For nodes that do not, what the replicas here know.
     fn leaders(&self, reports: &BTreeMap<NodeId, Report>) -> BTreeMap<u16, NodeId> {
         let mut claims: BTreeMap<u16, (u64, NodeId)> = BTreeMap::new();
@@ -191,7 +165,7 @@ impl Inner {
     }
 }
 
-fn members(state: &ClusterState) -> impl Iterator<Item = (NodeId, &NodeRecord)> {
+pub(super) fn members(state: &ClusterState) -> impl Iterator<Item = (NodeId, &NodeRecord)> {
     let nodes = state.nodes.iter().filter(|(_, record)| record.state != NodeState::Removed);
     nodes.map(|(node, record)| (*node, record))
 }

@@ -49,14 +49,16 @@ pub(super) fn id() -> ConversationId {
 
 /// The newest state applied on this node, if it is newer than version `known`.
 pub(super) async fn load_newer(node: &Node, known: u64) -> Result<Option<Arc<Document>>, DocumentError> {
-    let Some(group) = node.group(META_GROUP) else { return Ok(None) };
-    let version = match group.store.read(&id(), |c, _| c.version()) {
-        Ok(version) => version,
+    match load(node, known).await {
         // It will be there when the snapshot is.
-        Err(StoreError::Installing { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    if version.is_none_or(|version| version <= known) {
+        Err(DocumentError::Store(StoreError::Installing { .. })) => Ok(None),
+        loaded => loaded,
+    }
+}
+
+async fn load(node: &Node, known: u64) -> Result<Option<Arc<Document>>, DocumentError> {
+    let Some(group) = node.group(META_GROUP) else { return Ok(None) };
+    if group.store.read(&id(), |c, _| c.version())?.is_none_or(|version| version <= known) {
         return Ok(None);
     }
     let read = tokio::task::spawn_blocking(move || load_blocking(&group)).await;

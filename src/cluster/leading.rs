@@ -1,14 +1,16 @@
 //! What the node that leads the meta group does: it makes changes of the cluster state, and plans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::calls::{self, Change, ChangeAnswer, ChangeFailure, ChangeRequest, FailureKind, Report};
 use super::change::Refusal;
+use super::control::members;
 use super::document::{self, Document, SaveError};
 use super::founding::Durable;
 use super::keeper::Keeper;
@@ -17,7 +19,7 @@ use super::service::Inner;
 use super::state::{ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
 use crate::peer::CallError;
 use crate::shards::placement::GROUPS;
-use crate::shards::{ControlError, WriteError};
+use crate::shards::{ControlError, WriteError, now_ms};
 
 /// Between two looks while nothing moves.
 const REST: Duration = Duration::from_secs(2);
@@ -112,7 +114,7 @@ impl Inner {
         }
     }
 
-    fn founding_records(&self, members: &std::collections::BTreeSet<NodeId>) -> BTreeMap<NodeId, NodeRecord> {
+    fn founding_records(&self, members: &BTreeSet<NodeId>) -> BTreeMap<NodeId, NodeRecord> {
         let links = self.parts.peers.links().borrow().clone();
         let remotes = links.iter().filter_map(|link| link.remote.as_ref()).map(|remote| {
             let record = NodeRecord {
@@ -121,7 +123,7 @@ impl Inner {
                 state: NodeState::Active,
                 incarnation: Some(remote.incarnation),
                 protocol: crate::peer::PROTOCOLS,
-                joined_ms: super::service::now_ms(),
+                joined_ms: now_ms() as i64,
             };
             (NodeId(remote.node_id), record)
         });
@@ -179,16 +181,23 @@ impl Inner {
 
     /// What all reachable nodes report for a state, and who is reachable.
     pub(super) async fn observe(&self, document: &Document) -> Observed {
-        let members = document.state.nodes.iter().filter(|(_, record)| record.state != NodeState::Removed);
-        let nodes: BTreeMap<_, _> = members.map(|(node, _)| (*node, self.liveness(*node))).collect();
-        let others = nodes.keys().filter(|node| **node != self.me && self.parts.peers.is_up(node.0));
-        let reports =
-            join_all(others.map(|node| calls::call::<Report>(&self.parts.peers, *node, calls::REPORT, &())));
-        let mut reports: Vec<Report> = reports.await.into_iter().flatten().collect();
-        reports.push(self.report(document.version));
-        reports.retain(|report| report.version == document.version);
-        let groups = reports.into_iter().flat_map(|report| report.led).collect();
-        Observed { nodes, groups }
+        let nodes = members(&document.state).map(|(node, _)| (node, self.liveness(node))).collect();
+        let reports = self.reports(document, calls::LIMIT).await.into_values();
+        let reports = reports.filter(|report| report.version == document.version);
+        Observed { nodes, groups: reports.flat_map(|report| report.led).collect() }
+    }
+
+    /// What this node and all others that answer within a limit report.
+    pub(super) async fn reports(&self, document: &Document, limit: Duration) -> BTreeMap<NodeId, Report> {
+        let others = members(&document.state).map(|(node, _)| node);
+        let others = others.filter(|node| *node != self.me && self.parts.peers.is_up(node.0));
+        let reports = join_all(others.map(|node| async move {
+            let asked = calls::call::<Report>(&self.parts.peers, node, calls::REPORT, &());
+            Some((node, timeout(limit, asked).await.ok()?.ok()?))
+        }));
+        let mut reports: BTreeMap<_, _> = reports.await.into_iter().flatten().collect();
+        reports.insert(self.me, self.report(document.version));
+        reports
     }
 
     /// What this node knows of the groups it leads, going by a version of the state.

@@ -1,7 +1,7 @@
 //! The cluster as this node takes part in it: meets others, founds or joins, follows the cluster state, and keeps to it.
 //!
 //! Every decision is made by pure code (`founding`, `plan`, `change`); here its inputs are gathered and its answers
-//! carried out. Three loops: meeting others, keeping to the state, and, where the meta group is led, planning.
+//! carried out. Four loops: meeting others, following the state, keeping to it, and, where the meta group is led, planning.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::plan::Liveness;
 use super::state::{ClusterId, ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
 use crate::peer::{self, Peers};
 use crate::raft::Node;
-use crate::shards::{Placement, Shards};
+use crate::shards::{Placement, Shards, now_ms};
 use crate::store::Failure;
 
 /// Between two looks at what others are and say.
@@ -81,8 +81,6 @@ pub(super) struct Inner {
     keeper: Keeper,
     pub(super) document: watch::Sender<Option<Arc<Document>>>,
     placement: watch::Sender<Arc<Placement>>,
-    /// Held while a newer state is taken over.
-    publishing: Mutex<()>,
     /// The cluster this node belongs to, if it does.
     pub(super) cluster: Mutex<Option<ClusterId>>,
     /// Where others see this node.
@@ -126,7 +124,6 @@ impl Cluster {
             file,
             document: watch::Sender::new(None),
             placement,
-            publishing: Mutex::default(),
             seen_at: Mutex::default(),
             last_up: Mutex::default(),
             started: Instant::now(),
@@ -140,6 +137,7 @@ impl Cluster {
         });
         inner.parts.peers.serve(calls::METHODS, Arc::new(Answers(inner.clone())));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().meet()));
+        inner.tasks.spawn(inner.clone().until_stopped(inner.clone().follow()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().keep()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().lead()));
         Cluster(inner)
@@ -179,8 +177,7 @@ impl Inner {
             let document = self.document.borrow().clone();
             discovery.refresh(document.as_deref().map(|document| &document.state)).await;
             self.note_links();
-            let is_member = matches!(self.founding.lock().await.durable(), Durable::Member { .. });
-            if is_member {
+            if self.is_member().await {
                 self.keep_record_fresh().await;
             } else {
                 let view = discovery.view().await;
@@ -198,8 +195,8 @@ impl Inner {
         }
     }
 
-    /// Follows the cluster state and keeps to it.
-    async fn keep(self: Arc<Self>) {
+    /// Follows the cluster state.
+    async fn follow(self: Arc<Self>) {
         loop {
             match self.newest().await {
                 Ok(Some(document)) => self.publish(document),
@@ -209,37 +206,52 @@ impl Inner {
                     return;
                 }
             }
-            let document = self.document.borrow().clone();
-            // A replica may be dropped only once this node durably goes by the state.
-            let is_member = matches!(self.founding.lock().await.durable(), Durable::Member { .. });
-            let mut busy = document.is_none() || !is_member;
-            if let Some(document) = document.filter(|_| is_member) {
-                let settled = self.started.elapsed() > SETTLE && !self.leaving.load(Ordering::Relaxed);
-                busy |= self.keeper.round(&document, settled).await;
+            let known = self.known_version();
+            tokio::select! {
+                () = tokio::time::sleep(if known == 0 { HURRY } else { REST }) => {}
+                () = document::changed(&self.parts.node, known) => {}
             }
-            self.pause(if busy { HURRY } else { REST }).await;
         }
     }
 
-    /// Waits, at most until the state changes.
-    pub(super) async fn pause(&self, at_most: Duration) {
-        let known = self.document.borrow().as_ref().map_or(0, |document| document.version);
-        tokio::select! {
-            () = tokio::time::sleep(at_most) => {}
-            () = document::changed(&self.parts.node, known) => {}
+    /// Keeps to the cluster state.
+    async fn keep(self: Arc<Self>) {
+        let mut documents = self.document.subscribe();
+        loop {
+            let document = documents.borrow_and_update().clone();
+            // A replica may be dropped only once this node durably goes by the state.
+            let busy = match document {
+                Some(document) if self.is_member().await => {
+                    let settled = self.started.elapsed() > SETTLE && !self.leaving.load(Ordering::Relaxed);
+                    self.keeper.round(&document, settled).await
+                }
+                _ => true,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(if busy { HURRY } else { REST }) => {}
+                changed = documents.changed() => if changed.is_err() { return },
+            }
         }
+    }
+
+    async fn is_member(&self) -> bool {
+        matches!(self.founding.lock().await.durable(), Durable::Member { .. })
+    }
+
+    /// The version of the state that this node goes by; 0 before the first.
+    pub(super) fn known_version(&self) -> u64 {
+        self.document.borrow().as_ref().map_or(0, |document| document.version)
     }
 
     /// The newest state there is: from this node's replica, or from others while it has none.
-    pub(super) async fn newest(&self) -> Result<Option<Arc<Document>>, DocumentError> {
-        let known = self.document.borrow().as_ref().map_or(0, |document| document.version);
+    async fn newest(&self) -> Result<Option<Arc<Document>>, DocumentError> {
+        let known = self.known_version();
         let here = document::load_newer(&self.parts.node, known).await?;
         let hosts_meta = self.parts.node.group(META_GROUP).is_some_and(|group| !group.voters().is_empty());
         if here.is_some() || hosts_meta {
             return Ok(here);
         }
-        let links = self.parts.peers.links().borrow().clone();
-        for remote in links.iter().filter(|link| link.is_up()).filter_map(|link| link.remote.as_ref()) {
+        for remote in self.parts.peers.reached() {
             let answer = calls::call(&self.parts.peers, NodeId(remote.node_id), calls::STATE, &()).await;
             let Ok(Some(StateAnswer { version, state })) = answer else { continue };
             // A newer node may write what this one cannot read; then another may still serve an older one.
@@ -253,12 +265,8 @@ impl Inner {
         Ok(None)
     }
 
-    /// Goes by a state from now on, unless a newer one is known.
-    pub(super) fn publish(&self, document: Arc<Document>) {
-        let _turn = self.publishing.lock();
-        if self.document.borrow().as_ref().is_some_and(|known| known.version >= document.version) {
-            return;
-        }
+    /// Goes by a state from now on.
+    fn publish(&self, document: Arc<Document>) {
         debug!(event = "cluster_state", version = document.version);
         self.parts.shards.set_moving_out(document.state.is(self.me, NodeState::Draining));
         let hosts = (0..).zip(&document.state.groups).map(|(group, placement)| {
@@ -270,11 +278,10 @@ impl Inner {
         self.placement.send_replace(placement);
     }
 
-    /// Remembers who was up when, and that a node is not heard of any more.
+    /// Remembers who was up when.
     fn note_links(&self) {
-        let links = self.parts.peers.links().borrow().clone();
         let mut last_up = self.last_up.lock();
-        for remote in links.iter().filter(|link| link.is_up()).filter_map(|link| link.remote.as_ref()) {
+        for remote in self.parts.peers.reached() {
             last_up.insert(NodeId(remote.node_id), Instant::now());
         }
     }
@@ -297,12 +304,7 @@ impl Inner {
             state: NodeState::Active,
             incarnation: Some(self.file.incarnation()),
             protocol: peer::PROTOCOLS,
-            joined_ms: now_ms(),
+            joined_ms: now_ms() as i64,
         }
     }
-}
-
-pub(super) fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as i64)
 }

@@ -140,6 +140,12 @@ impl Peers {
         self.0.links.watch()
     }
 
+    /// The nodes to which links stand.
+    pub fn reached(&self) -> Vec<Remote> {
+        let links = self.0.links.watch().borrow().clone();
+        links.iter().filter(|link| link.is_up()).filter_map(|link| link.remote.clone()).collect()
+    }
+
     /// Whether the link to a node stands.
     pub fn is_up(&self, node: u128) -> bool {
         self.0.links.to(node).is_some()

@@ -211,12 +211,6 @@ impl Group {
         applied.map(drop).map_err(|_| ReadFailure::Unavailable("this node has not caught up in time".into()))
     }
 
-    /// Returns once a read on this leader reflects every write acknowledged before the call.
-    pub async fn linearize(&self) -> Result<(), ReadFailure> {
-        let index = self.read_index().await?;
-        self.wait_applied(index).await
-    }
-
     /// The highest term this replica has seen.
     pub fn term(&self) -> u64 {
         self.metrics.borrow_watched().current_term
@@ -291,24 +285,21 @@ impl Group {
 
     /// On the leader: whether a replica answers and lacks next to nothing of the log.
     pub fn has_caught_up(&self, replica: ReplicaId) -> bool {
-        if replica == self.replica {
-            return true;
-        }
-        let host = {
-            let metrics = self.metrics.borrow_watched();
-            metrics.membership_config.membership().get_node(&replica).map(|host| host.node_id)
-        };
-        // Not while the metrics are borrowed: to borrow them twice deadlocks with the core, which updates them.
-        host.is_some_and(|node| self.liveness.answers(node))
-            && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
+        let host = self.members(|_, member| *member == replica).remove(&replica);
+        replica == self.replica
+            || host.is_some_and(|node| self.liveness.answers(node)) && self.is_near(replica)
     }
 
-    /// Whether a replica could take over the lead right now.
+    /// Whether another voter could take over the lead right now.
     pub fn could_lead(&self, replica: ReplicaId) -> bool {
         let host = self.voters().get(&replica).copied();
         replica != self.replica
             && host.is_some_and(|node| self.liveness.may_lead(node))
-            && self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
+            && self.is_near(replica)
+    }
+
+    fn is_near(&self, replica: ReplicaId) -> bool {
+        self.lag_of(replica).is_some_and(|lag| lag <= CAUGHT_UP_LAG_MAX)
     }
 
     /// Whether this replica leads and means to go on. One that asked another to take over no longer claims to lead, so

@@ -101,7 +101,8 @@ async fn start_as(dir: &Path, failure: Failure, replica_of_1: u64) -> Node {
     // Reads may come at once: what an earlier life acknowledged must be applied by now.
     for group in node.hosted() {
         assert!(group.is_leader() && group.unapplied() == 0, "group {}", group.number());
-        group.linearize().await.unwrap();
+        let index = group.read_index().await.unwrap();
+        group.wait_applied(index).await.unwrap();
     }
     for group in 0..GROUPS {
         let replica_id = if group == 1 { replica_of_1 } else { REPLICA };

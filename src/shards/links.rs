@@ -45,22 +45,3 @@ impl Method {
         all.into_iter().find(|method| *method as u16 == number)
     }
 }
-
-/// The links of a node that has none.
-pub(super) struct NoLinks;
-
-impl Links for NoLinks {
-    fn is_up(&self, _: u128) -> bool {
-        false
-    }
-
-    fn call(
-        &self,
-        _: u128,
-        _: Method,
-        _: Vec<Bytes>,
-        _: Duration,
-    ) -> BoxFuture<'_, Result<Bytes, CallError>> {
-        Box::pin(async { Err(CallError::NotSent("this node has no links".into())) })
-    }
-}

@@ -39,9 +39,8 @@ use tokio::time::timeout_at;
 use self::attached::Attached;
 pub use self::control::{ClusterControl, ClusterStatus, ControlError, LinkStatus, NodeStatus, Standing};
 pub use self::digests::ReplicaDigest;
-use self::links::{Links, METHODS, NoLinks};
+use self::links::{Links, METHODS};
 use self::local::Local;
-use self::placement::META_GROUP;
 pub use self::placement::Placement;
 use self::remote::peers::PeerService;
 use self::remote::service::Bounds;
@@ -100,16 +99,9 @@ impl Shards {
         }))
     }
 
-    /// The node has recovered and is alone: serve from it. Within a runtime.
-    pub fn attach(&self, node: Arc<Node>) {
-        let hosts = (0..=META_GROUP).map(|group| (group, vec![node.node_id()]));
-        let placement = watch::Sender::new(Arc::new(Placement::new(hosts)));
-        self.attach_parts(node, Arc::new(NoLinks), placement.subscribe());
-    }
-
     /// The node has recovered and has links to others: serve from it, and for them. Within the runtime that requests
     /// run on.
-    pub fn attach_to(&self, node: Arc<Node>, peers: Peers, placement: watch::Receiver<Arc<Placement>>) {
+    pub fn attach(&self, node: Arc<Node>, peers: Peers, placement: watch::Receiver<Arc<Placement>>) {
         let service = PeerService { shards: self.clone(), runtime: Handle::current() };
         self.attach_parts(node, Arc::new(peers.clone()), placement);
         peers.serve(METHODS, Arc::new(service));
@@ -211,6 +203,6 @@ impl Drop for InFlight<'_> {
 }
 
 /// Milliseconds since the Unix epoch; the one clock that commands are stamped with.
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
