@@ -160,7 +160,7 @@ fn no_links() -> Peers {
         body_bytes_max: 1 << 20,
         tls: None,
     };
-    Peers::start(settings, Handle::current(), Metrics::new())
+    Peers::start(settings, Handle::current(), Handle::current(), Metrics::new())
 }
 
 async fn through_raft(shards: &Shards, clients: usize, conversations: usize) -> Rate {

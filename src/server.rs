@@ -178,7 +178,7 @@ impl Server {
         if settings.secrets.is_open() && !config.cluster_seeds.is_empty() {
             warn!(event = "cluster_is_open", reason = OPEN_CLUSTER);
         }
-        let peers = Peers::start(settings, links.handle(), metrics.clone());
+        let peers = Peers::start(settings, links.handle(), Handle::current(), metrics.clone());
         app.set_peer_door(Arc::new(Door(peers.clone())));
         let node = Arc::new(start_node(&config, node_id, peers.clone(), &metrics, &failure).await?);
         node.meet_peers(&peers, &links.handle());

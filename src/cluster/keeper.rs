@@ -61,22 +61,16 @@ impl Keeper {
         Some(Membership { voters, learners, caught_up })
     }
 
-    /// Hands leaderships on, a few at a time; true once none is left that could be.
+    /// Hands leaderships over, a few at a time, and again where that came to nothing; true once none is left that could be.
     pub(super) async fn hand_over(&self) -> bool {
         let led: Vec<Arc<Group>> = self.node.hosted().into_iter().filter(|group| group.is_leader()).collect();
-        let mut under_way = led.iter().filter(|group| !group.claims_lead()).count();
-        let mut left = false;
-        for group in led.iter().filter(|group| group.claims_lead()) {
-            let Some(heir) = group.voters().into_keys().find(|replica| group.could_lead(*replica)) else {
-                continue;
-            };
-            left = true;
-            if under_way < TRANSFERS_MAX {
-                under_way += 1;
-                group.transfer(heir).await;
-            }
+        let (under_way, waiting): (Vec<_>, Vec<_>) = led.iter().partition(|group| group.is_handing_over());
+        let heirs: Vec<_> =
+            waiting.into_iter().filter_map(|group| group.heir().map(|heir| (group, heir))).collect();
+        for (group, heir) in heirs.iter().take(TRANSFERS_MAX.saturating_sub(under_way.len())) {
+            group.transfer(*heir).await;
         }
-        !left && under_way == 0
+        under_way.is_empty() && heirs.is_empty()
     }
 
     /// Starts the replicas that the state lists for this node and drops those it no longer lists.

@@ -95,7 +95,7 @@ async fn attempt(shared: &Arc<Shared>, address: SocketAddr) -> LinkState {
     let (node, incarnation) = (&remote.name, remote.incarnation);
     tracing::info!(event = "peer_link_up", node, incarnation, peer = %address, protocol = remote.protocol);
     for lane in [Lane::Log, Lane::Bulk] {
-        shared.runtime.spawn(keep_lane(shared.clone(), link.clone(), address, lane));
+        shared.runtime_of(lane).spawn(keep_lane(shared.clone(), link.clone(), address, lane));
     }
     let why = drive(shared, &link, Lane::Control, socket, greeted).await;
     shared.metrics.peer_reconnects_total.inc();

@@ -42,7 +42,10 @@ pub struct Peers(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) settings: PeerSettings,
     pub(crate) instance: u64,
+    /// Runs the control connections, and all that keeps links.
     pub(crate) runtime: Handle,
+    /// Runs the connections of the log lane, beside the work that waits for them.
+    pub(crate) work: Handle,
     pub(crate) metrics: Metrics,
     pub(crate) roster: Mutex<Roster>,
     pub(crate) links: Links,
@@ -55,14 +58,17 @@ pub(crate) struct Shared {
 }
 
 impl Peers {
-    /// Dials nobody before [`Peers::set_targets`]. Everything runs on `runtime`.
-    pub fn start(settings: PeerSettings, runtime: Handle, metrics: Metrics) -> Peers {
+    /// Dials nobody before [`Peers::set_targets`]. Connections of the log lane run on `work`, where what they carry is
+    /// made and taken: a call then passes from task to task of one thread. All else runs on `runtime`, which a busy
+    /// node does not keep from saying that it lives.
+    pub fn start(settings: PeerSettings, runtime: Handle, work: Handle, metrics: Metrics) -> Peers {
         let instance = getrandom::u64().expect("the system has random numbers");
         let roster = Roster::new(settings.node_id, settings.name.clone(), instance, settings.cluster);
         Peers(Arc::new(Shared {
             settings,
             instance,
             runtime,
+            work,
             metrics,
             roster: Mutex::new(roster),
             links: Links::new(),
@@ -180,17 +186,26 @@ impl Shared {
         self.note_inbound(&remote);
         let outbox = Arc::new(Outbox::new(lane.queue_bytes_max()));
         let bounds = (self.settings.body_bytes_max as usize, answer_bytes_max);
-        let services = self.services.clone();
         let node = remote.name.clone();
+        let runtime = self.runtime_of(lane).clone();
         let mut requests =
-            Requests::new(services, remote, outbox.clone(), lane, bounds, self.runtime.clone());
-        self.metrics.peer_connections.inc();
-        let _open = scopeguard(|| self.metrics.peer_connections.dec());
-        let why = tokio::select! {
-            why = run(socket, &outbox, lane, &self.metrics, &mut requests) => why,
-            () = greeted.stop.cancelled() => "the node was started anew".to_owned(),
-        };
+            Requests::new(self.services.clone(), remote, outbox.clone(), lane, bounds, runtime.clone());
+        let shared = self.clone();
+        let serving = runtime.spawn(async move {
+            shared.metrics.peer_connections.inc();
+            let _open = scopeguard(|| shared.metrics.peer_connections.dec());
+            tokio::select! {
+                why = run(socket, &outbox, lane, &shared.metrics, &mut requests) => why,
+                () = greeted.stop.cancelled() => "the node was started anew".to_owned(),
+            }
+        });
+        let why = AbortOnDropHandle::new(serving).await.unwrap_or_else(|error| error.to_string());
         tracing::debug!(event = "peer_connection_ended", node, lane = lane.label(), peer = %from, reason = why);
+    }
+
+    /// Where connections of a lane run.
+    pub(crate) fn runtime_of(&self, lane: Lane) -> &Handle {
+        if lane == Lane::Log { &self.work } else { &self.runtime }
     }
 
     fn note_inbound(&self, remote: &Remote) {

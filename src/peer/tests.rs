@@ -64,7 +64,7 @@ impl Node {
         let address = listener.local_addr().unwrap();
         settings.listen_port = address.port();
         let (id, metrics) = (settings.node_id, Metrics::new());
-        let peers = Peers::start(settings, Handle::current(), metrics.clone());
+        let peers = Peers::start(settings, Handle::current(), Handle::current(), metrics.clone());
         let listening = AbortOnDropHandle::new(listen(listener, peers.clone()));
         Node { peers, id, address, metrics, _listening: listening }
     }

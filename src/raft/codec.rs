@@ -220,6 +220,10 @@ pub(super) fn put_option_log_id(out: &mut Vec<u8>, log_id: Option<&LogId>) {
     }
 }
 
+pub(super) fn put_log_id(out: &mut Vec<u8>, log_id: &LogId) {
+    out.extend_from_slice(&log_id_bytes(log_id));
+}
+
 pub(super) fn put_option_u64(out: &mut Vec<u8>, number: Option<u64>) {
     out.push(u8::from(number.is_some()));
     if let Some(number) = number {

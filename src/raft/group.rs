@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, RaftError};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
+use parking_lot::Mutex;
 
 use super::liveness::Liveness;
 use super::log_store::LogStore;
@@ -30,6 +30,8 @@ const LEASE_RENEWALS_MAX: usize = 4;
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 /// A replica this many entries behind or fewer may become a voter or the leader.
 const CAUGHT_UP_LAG_MAX: u64 = 256;
+/// How long the replica that was asked to take over is given: it syncs the end of the log, and two votes.
+const TRANSFER_MAX: Duration = Duration::from_millis(150);
 
 /// Why a write through Raft has no reply.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +63,9 @@ pub struct Group {
     reads: Arc<ReadBarrier>,
     /// What the core last told. To borrow it twice at once deadlocks with the core, which writes it.
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
-    /// The term in which this replica, as the leader, last asked another to take over; it takes no writes since.
-    handing_over: AtomicU64,
+    /// The term in which this replica, as the leader, last asked another to take over, and when; it takes no writes
+    /// since.
+    handing_over: Mutex<Option<(u64, Instant)>>,
 }
 
 impl Group {
@@ -93,7 +96,7 @@ impl Group {
             node_id,
             liveness,
             reads: Arc::default(),
-            handing_over: AtomicU64::new(0),
+            handing_over: Mutex::default(),
         };
         let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
         if initialized {
@@ -305,7 +308,17 @@ impl Group {
     /// Whether this replica leads and means to go on. One that asked another to take over no longer claims to lead, so
     /// that if the other does not, the replicas elect.
     pub(crate) fn claims_lead(&self) -> bool {
-        self.is_leader() && self.handing_over.load(Ordering::Relaxed) != self.term()
+        self.is_leader() && self.handed_over_at().is_none()
+    }
+
+    /// Whether this replica leads, and another that it asked to take over may be about to.
+    pub fn is_handing_over(&self) -> bool {
+        self.is_leader() && self.handed_over_at().is_some_and(|at| at.elapsed() < TRANSFER_MAX)
+    }
+
+    fn handed_over_at(&self) -> Option<Instant> {
+        let term = self.term();
+        self.handing_over.lock().filter(|asked| asked.0 == term).map(|asked| asked.1)
     }
 
     /// On the leader: has all replicas hear from it, and those that could not be reached tried again at once.
@@ -315,9 +328,15 @@ impl Group {
         let _ = self.raft.trigger().heartbeat().await;
     }
 
-    /// Asks another voter to take over the lead.
+    /// The voter that could best take over the lead right now.
+    pub fn heir(&self) -> Option<ReplicaId> {
+        let heirs = self.voters().into_keys().filter(|replica| self.could_lead(*replica));
+        heirs.min_by_key(|replica| self.lag_of(*replica))
+    }
+
+    /// Asks another voter to take over the lead. It may be asked again: whoever leads by then does not mind.
     pub async fn transfer(&self, to: ReplicaId) {
-        self.handing_over.store(self.term(), Ordering::Relaxed);
+        *self.handing_over.lock() = Some((self.term(), Instant::now()));
         // An error means that the group has stopped, which its own failure reports.
         let _ = self.raft.trigger().transfer_leader(to).await;
     }

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod codec;
+mod commits;
 mod elections;
 mod group;
 mod heartbeat;

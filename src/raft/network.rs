@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, BoxFuture};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
@@ -19,8 +19,10 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use parking_lot::Mutex;
 
 use super::codec::RecordError;
+use super::commits::{Commits, Told};
 use super::rpc::{self, Address, method};
 use super::send::{self, Pace, SEND_BYTES_PER_SECOND};
 use super::snapshot::{GroupSnapshot, Snapshot};
@@ -82,12 +84,14 @@ impl Transport for Peers {
 #[derive(Clone)]
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
+    commits: Commits,
     pace: Arc<Pace>,
 }
 
 impl Network {
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport, pace: Arc::new(Pace::new(SEND_BYTES_PER_SECOND)) }
+        let commits = Commits::new(transport.clone());
+        Self { transport, commits, pace: Arc::new(Pace::new(SEND_BYTES_PER_SECOND)) }
     }
 
     /// The way of one group.
@@ -147,7 +151,7 @@ impl Client {
     }
 
     /// The answer to one request of a stream, and whether the stream goes on behind it.
-    async fn append_of_stream(&self, rpc: AppendEntriesRequest<TypeConfig>) -> Streamed {
+    async fn append_of_stream(&self, rpc: AppendEntriesRequest<TypeConfig>, told: &Mutex<Told>) -> Streamed {
         let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
         let answer = match self.append(&rpc).await {
             Ok(AppendEntriesResponse::Conflict) if rpc.prev_log_id.is_none() => Err(RPCError::Network(
@@ -157,9 +161,25 @@ impl Client {
             Err(error) => Err(error),
         };
         match &answer {
-            Ok(Ok(upto)) if *upto == last => (answer, ControlFlow::Continue(())),
+            Ok(Ok(upto)) if *upto == last => {
+                if let Some(commit) = told.lock().answered(rpc.vote, last, rpc.leader_commit) {
+                    self.network.commits.tell(self.node, self.to, commit);
+                }
+                (answer, ControlFlow::Continue(()))
+            }
             _ => (answer, ControlFlow::Break(())),
         }
+    }
+}
+
+impl Client {
+    /// Whether a request of a stream has to be sent; if not, the follower will hear what it has to say.
+    fn sends(&self, rpc: &AppendEntriesRequest<TypeConfig>, told: &Mutex<Told>) -> bool {
+        let said = told.lock().asks(rpc);
+        if let Err(Some(commit)) = said {
+            self.network.commits.tell(self.node, self.to, commit);
+        }
+        said.is_ok()
     }
 }
 
@@ -189,7 +209,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
     }
 
     /// Several requests are under way at a time; answers come in the order of the requests, and the first that is
-    /// not a full success ends the stream.
+    /// not a full success ends the stream. What only tells of a commit goes another way, and is not answered.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -199,7 +219,14 @@ impl RaftNetworkV2<TypeConfig> for Client {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let client = &*self;
-        let answers = input.map(move |rpc| client.append_of_stream(rpc)).buffered(APPENDS_IN_FLIGHT).boxed();
+        let told = Arc::new(Mutex::new(Told::default()));
+        let asked = told.clone();
+        let sent = input.filter_map(move |rpc| future::ready(client.sends(&rpc, &asked).then_some(rpc)));
+        let append = move |rpc| {
+            let told = told.clone();
+            async move { client.append_of_stream(rpc, &told).await }
+        };
+        let answers = sent.map(append).buffered(APPENDS_IN_FLIGHT).boxed();
         let until_broken = stream::unfold(Some(answers), |answers| async {
             let mut answers = answers?;
             let (answer, flow) = answers.next().await?;

@@ -476,3 +476,28 @@ async fn an_interrupted_install_is_finished_by_recovery() {
     cluster.agree(9).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_go_by_themselves_and_are_told_again_when_lost() {
+    let cluster = Cluster::start().await;
+    let mut lost = 0;
+    cluster.net.judge(move |to, called| {
+        let is_lost = called == method::COMMITS && to == 3 && lost < 3;
+        lost += u32::from(is_lost);
+        if is_lost { Fate::Lost } else { Fate::Served }
+    });
+    for n in 0..3 {
+        cluster.leader().fill(n).await;
+    }
+    // Nobody sends heartbeats here: without these calls no follower would learn of the last commit.
+    cluster.agree(3).await;
+    let without_entries = |(body, _): &(Bytes, Bytes)| {
+        let (_, reader) = super::rpc::Address::split("append", body).unwrap();
+        super::rpc::decode_append(body, reader).unwrap().entries.is_empty()
+    };
+    let appends = cluster.net.seen(method::APPEND);
+    // One at the begin of a stream may be.
+    let requests = appends.iter().filter(|call| without_entries(call)).count();
+    assert!(requests <= 4, "{requests} of {} append requests only told of commits", appends.len());
+    cluster.stop().await;
+}

@@ -4,6 +4,8 @@
 //! Every request names the group and the replica it is meant for, so that an emptied node cannot answer for the
 //! replica it used to hold. Bodies of commands are neither copied on the way out nor on the way in.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -13,6 +15,7 @@ use openraft::raft::{
 };
 
 use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, Reader, RecordError, VERSION};
+use super::commits::Commit;
 use super::snapshot::SnapshotMeta;
 use super::types::{Entry, Proposal, ReplicaId, TypeConfig, Vote};
 use crate::conversation::ConversationId;
@@ -27,6 +30,7 @@ pub(crate) mod method {
     pub(crate) const SNAPSHOT_BEGIN: u16 = 5;
     pub(crate) const SNAPSHOT_BLOCKS: u16 = 6;
     pub(crate) const SNAPSHOT_END: u16 = 7;
+    pub(crate) const COMMITS: u16 = 8;
 }
 
 /// Commands up to this size go into the buffer of their header: a part of its own would cost more than the copy.
@@ -130,6 +134,29 @@ pub(crate) fn decode_append_answer(body: &[u8]) -> Result<AppendEntriesResponse<
         3 => AppendEntriesResponse::HigherVote(reader.vote()?),
         _ => return Err(reader.error("unknown answer")),
     })
+}
+
+/// Commits of many replicas of one node.
+pub(crate) fn encode_commits(commits: &HashMap<Address, Commit>) -> Bytes {
+    let mut out = vec![VERSION];
+    for (to, Commit { vote, upto }) in commits {
+        out.extend_from_slice(&to.group.to_le_bytes());
+        out.extend_from_slice(&to.replica.to_le_bytes());
+        codec::put_vote(&mut out, vote);
+        codec::put_log_id(&mut out, upto);
+    }
+    out.into()
+}
+
+pub(crate) fn decode_commits(body: &[u8]) -> Result<Vec<(Address, Commit)>, RecordError> {
+    let mut reader = Reader::new("commits", body);
+    reader.version()?;
+    let mut commits = Vec::new();
+    while !reader.rest().is_empty() {
+        let to = Address { group: reader.u16()?, replica: reader.u64()? };
+        commits.push((to, Commit { vote: reader.vote()?, upto: reader.log_id()? }));
+    }
+    Ok(commits)
 }
 
 /// Votes and pre-votes.

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use openraft::Raft;
 use openraft::raft::VoteResponse;
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use tokio::time::{Duration, Instant};
 use tracing::info;
 
 use super::codec::{self, Reader, RecordError};
+use super::commits::{self, Commit};
 use super::elections::Elections;
 use super::import::Import;
 use super::log_store::LogStore;
@@ -128,6 +130,9 @@ impl RaftService {
 
     /// Serves one call. Must be polled to its end.
     pub(crate) async fn handle(&self, method: u16, body: Bytes) -> Result<Bytes, Refused> {
+        if method == method::COMMITS {
+            return self.commits(rpc::decode_commits(&body)?).await;
+        }
         let (to, reader) = Address::split("raft request", &body)?;
         let target = self.target(to)?;
         match method {
@@ -158,6 +163,17 @@ impl RaftService {
         target
             .filter(|target| target.replica == to.replica)
             .ok_or_else(|| Refused(format!("replica {} of group {} does not run here", to.replica, to.group)))
+    }
+
+    /// Has every replica that is named and runs here know what is committed.
+    async fn commits(&self, commits: Vec<(Address, Commit)>) -> Result<Bytes, Refused> {
+        let told = commits.into_iter().filter_map(|(to, commit)| {
+            let target = self.target(to).ok()?;
+            // A replica that follows another leader, or has stopped, has no use for it.
+            Some(async move { drop(target.raft.append_entries(commits::as_request(commit)).await) })
+        });
+        join_all(told).await;
+        Ok(Bytes::new())
     }
 
     async fn pre_vote(&self, to: Address, target: &Target, reader: Reader<'_>) -> Result<Bytes, Refused> {

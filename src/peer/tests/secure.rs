@@ -45,7 +45,7 @@ async fn start(papers: &Papers) -> Node {
     let address = listener.local_addr().unwrap();
     let (settings, metrics) = (settings("b"), Metrics::new());
     let id = settings.node_id;
-    let peers = Peers::start(settings, Handle::current(), metrics.clone());
+    let peers = Peers::start(settings, Handle::current(), Handle::current(), metrics.clone());
     peers.serve(1..=1, echo());
     let inside = peers.clone();
     let listening = tokio::spawn(async move {

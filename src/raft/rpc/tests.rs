@@ -79,6 +79,7 @@ proptest! {
         }
         let _ = decode_append_answer(&body);
         let _ = decode_vote_answer(&body);
+        let _ = decode_commits(&body);
         let _ = decode_transfer_answer(&body);
         let _ = Wanted::decode(&body);
         let _ = decode_vote_only(&body);
@@ -104,6 +105,8 @@ fn small_messages_survive() {
         let answer = VoteResponse::new(vote(7), None, leadership_transfer);
         assert_eq!(decode_vote_answer(&encode_vote_answer(&answer)).unwrap(), answer);
     }
+    let commits = [(TO, Commit { vote: vote(2), upto: log_id(1, 2) })];
+    assert_eq!(decode_commits(&encode_commits(&commits.into())).unwrap(), commits);
     let request = TransferLeaderRequest::new(vote(8), 4, Some(log_id(8, 9)));
     let body = encode_transfer(TO, &request);
     assert_eq!(decode_transfer(Address::split("test", &body).unwrap().1).unwrap(), request);
@@ -158,6 +161,12 @@ fn golden_bytes() {
     );
     assert_eq!(hex(&encode_append_answer(&AppendEntriesResponse::Conflict)), "0102");
     assert_eq!(hex(&encode_end(TO, 1, 2)), "010201030000000000000001000000000000000200000000000000");
+    let commit = Commit { vote: vote(2), upto: log_id(2, 7) };
+    assert_eq!(
+        hex(&encode_commits(&[(TO, commit)].into())),
+        "0102010300000000000000020000000000000009000000000000000102000000000000000900000000000000\
+         0700000000000000"
+    );
     let wanted = Wanted::Changes { session: 1, base: Some(2), resume: None };
     assert_eq!(hex(&wanted.encode()), "0101010000000000000001020000000000000000");
 }
