@@ -16,7 +16,7 @@ use crate::raft::{Group, Members, Node};
 use crate::store::Failure;
 
 /// Leaderships handed on at a time: each is an election, and many at once would keep all of their groups waiting.
-const TRANSFERS_MAX: usize = 8;
+const TRANSFERS_MAX: usize = 4;
 
 /// See the module.
 pub(super) struct Keeper {

@@ -31,7 +31,7 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 /// A replica this many entries behind or fewer may become a voter or the leader.
 const CAUGHT_UP_LAG_MAX: u64 = 256;
 /// How long the replica that was asked to take over is given: it syncs the end of the log, and two votes.
-const TRANSFER_MAX: Duration = Duration::from_millis(150);
+const TRANSFER_MAX: Duration = Duration::from_millis(100);
 
 /// Why a write through Raft has no reply.
 #[derive(Debug, thiserror::Error)]
