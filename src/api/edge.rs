@@ -113,6 +113,11 @@ impl Drop for StreamPermit {
 }
 
 impl App {
+    /// Whether the node is about to stop: clients should take their next requests elsewhere.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.0.app.shards.is_leaving()
+    }
+
     pub fn new(shards: Shards, estimator: Estimator, config: Arc<Config>, metrics: Metrics) -> App {
         let limits = Limits::of(&config);
         let app = Arc::new(AppState {

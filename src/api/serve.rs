@@ -14,7 +14,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -195,7 +196,13 @@ async fn answer(
         // An upgraded connection outlives the connection's task, and still counts.
         request.extensions_mut().insert(permit);
     }
-    let response = app.call(request, Some(peer)).await;
+    let is_http1 = request.version() <= Version::HTTP_11;
+    let mut response = app.call(request, Some(peer)).await;
+    if is_http1 && app.is_leaving() {
+        // A client that is told closes the connection itself, and no request of it meets a closed one. HTTP/2 tells
+        // it by GOAWAY.
+        response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("close"));
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         activity.set_upgraded();
     }
@@ -231,5 +238,37 @@ impl http_body::Body for Answering {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::metrics::Metrics;
+    use crate::shards::Shards;
+    use crate::store::Failure;
+    use crate::tokens::Estimator;
+
+    #[tokio::test]
+    async fn a_node_that_is_about_to_stop_asks_clients_to_leave() {
+        let shards = Shards::new(Failure::default(), Duration::from_secs(1));
+        let config = Config::for_test("/nonexistent");
+        let estimator = Estimator::new(&config.token_estimator).unwrap();
+        let app = App::new(shards.clone(), estimator, Arc::new(config), Metrics::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/health/live", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, app, stop.clone()));
+        let client = reqwest::Client::new();
+        let asked_to_close = async || {
+            let response = client.get(&url).send().await.unwrap();
+            response.headers().get(CONNECTION).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(asked_to_close().await, None);
+        shards.leave();
+        assert_eq!(asked_to_close().await.as_deref(), Some("close"));
+        stop.cancel();
+        serving.await.unwrap();
     }
 }

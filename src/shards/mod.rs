@@ -175,6 +175,11 @@ impl Shards {
         self.0.leaving.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the node is about to stop.
+    pub fn is_leaving(&self) -> bool {
+        self.0.leaving.load(Ordering::Relaxed)
+    }
+
     fn attached(&self) -> Result<&Attached, ReadError> {
         self.0.attached.get().ok_or_else(|| ReadError::Unavailable(STARTING.into()))
     }

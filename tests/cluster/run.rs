@@ -62,6 +62,7 @@ pub(crate) async fn run(seed: u64, plan: Plan) {
     let load = Load::start(&cluster, ids, &rng);
     let mut nemesis = Nemesis { cluster, group: group_of(&load.run.ids[0]), rng: rng.split(u64::MAX) };
 
+    let graceful = plan.faults.iter().all(|fault| matches!(fault, Fault::RollingRestart));
     let share = plan.operations / (plan.faults.len() + 1);
     load.ended_more(share, PROGRESS_MAX, true).await;
     for fault in plan.faults {
@@ -73,7 +74,7 @@ pub(crate) async fn run(seed: u64, plan: Plan) {
         eprintln!("  {fault:?} at node {}: ready again after {:?}", node + 1, began.elapsed());
         load.ended_more(share, PROGRESS_MAX, true).await;
     }
-    load.finish(&mut nemesis.cluster, plan.name, seed).await;
+    load.finish(&mut nemesis.cluster, plan.name, seed, graceful).await;
 }
 
 /// The group of a conversation.
@@ -125,7 +126,7 @@ impl Load {
         assert!(ended >= goal || !must, "clients stand still: {ended} operations of {goal} ended");
     }
 
-    async fn finish(mut self, cluster: &mut Cluster, name: &str, seed: u64) {
+    async fn finish(mut self, cluster: &mut Cluster, name: &str, seed: u64, graceful: bool) {
         self.run.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.workers.join_next().await {
             ended.expect("a client does not panic");
@@ -144,6 +145,10 @@ impl Load {
             operations.len(),
             gaps(&operations)
         );
+        let unknown = counts.unknown.load(Ordering::Relaxed);
+        if graceful && unknown > 0 {
+            findings.push(format!("{unknown} outcomes were unknown though every node was asked to stop"));
+        }
         if !findings.is_empty() {
             let path = write_down(&operations, Path::new(env!("CARGO_TARGET_TMPDIR")), seed);
             panic!(

@@ -66,7 +66,6 @@ async fn a_full_disk() {
     scenario("full-disk", Shape { disks: true, ..ON_LOOPBACK }, &faults).await;
 }
 
-/// Its report counts outcomes that stayed unknown: none in most runs, but a few forwarded appends still end so now and then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_loses_nothing() {
     scenario("rolling", ON_LOOPBACK, &[Fault::RollingRestart]).await;

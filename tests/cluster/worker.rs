@@ -33,7 +33,9 @@ pub(crate) struct Counts {
     pub(crate) unreachable: AtomicUsize,
     /// Refused as not applied.
     pub(crate) refused: AtomicUsize,
-    /// Answered as unknown, or not answered.
+    /// Not answered: the connection broke or closed.
+    pub(crate) cut_off: AtomicUsize,
+    /// Answered as unknown.
     pub(crate) unknown: AtomicUsize,
 }
 
@@ -232,7 +234,7 @@ impl Worker {
         let counts = &self.run.counts;
         let (count, attempt) = match answer {
             Err(error) if error.is_connect() => (&counts.unreachable, Attempt::NotApplied),
-            Err(_) => (&counts.unknown, Attempt::Unknown),
+            Err(_) => (&counts.cut_off, Attempt::Unknown),
             Ok(answer) => match (answer.status, answer.error()) {
                 (503, "unknown_outcome") => (&counts.unknown, Attempt::Unknown),
                 (503 | 429, _) => (&counts.refused, Attempt::NotApplied),
