@@ -128,6 +128,7 @@ async fn start(dir: &Path) -> (Arc<Node>, Shards) {
         journal: Options::new(1),
         checkpoint_bytes: 256 << 20,
         checkpoint_interval: Duration::from_secs(60),
+        snapshot_bytes_per_second: 64 << 20,
     };
     let disk = Arc::new(RealDisk::open(&dir.join("journal")).expect("a directory"));
     let failure = Failure::default();

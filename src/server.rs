@@ -253,6 +253,7 @@ async fn start_node(
         journal,
         checkpoint_bytes: config.checkpoint_bytes,
         checkpoint_interval: config.checkpoint_interval,
+        snapshot_bytes_per_second: config.snapshot_bytes_per_second,
     };
     note_failures(failure.clone(), index_dir);
     Ok(Node::start(settings, Arc::new(disk), peers, metrics.clone(), failure.clone()).await?)

@@ -89,6 +89,7 @@ pub struct Config {
     /// `host:port`.
     pub advertise_addr: Option<String>,
     pub cluster_size: usize,
+    pub snapshot_bytes_per_second: u64,
     pub replace: bool,
     /// Set together with `tls_key`, or not at all.
     pub tls_cert: Option<PathBuf>,
@@ -137,6 +138,7 @@ impl Config {
             cluster_secrets: Vec::new(),
             advertise_addr: None,
             cluster_size: 0,
+            snapshot_bytes_per_second: 0,
             replace: false,
             tls_cert: None,
             tls_key: None,

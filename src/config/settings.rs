@@ -191,6 +191,15 @@ pub(super) static SETTINGS: &[Setting] = &[
     },
     Setting {
         section: CLUSTER,
+        key: "snapshot_bytes_per_second",
+        default: Some("8MiB"),
+        example: "",
+        doc: "What this node sends a second of snapshots, to new, replaced and lagging nodes together. More lets them \
+              catch up sooner and costs appends more meanwhile.",
+        field: |c| Field::Size(&mut c.snapshot_bytes_per_second, MIB..=64 * GIB),
+    },
+    Setting {
+        section: CLUSTER,
         key: "tls_cert",
         default: None,
         example: "/etc/fastpaca/tls.crt",

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use super::codec::RecordError;
 use super::commits::{Commits, Told};
 use super::rpc::{self, Address, method};
-use super::send::{self, Pace, SEND_BYTES_PER_SECOND};
+use super::send::{self, Pace};
 use super::snapshot::{GroupSnapshot, Snapshot};
 use super::types::{Host, ReplicaId, TypeConfig, Vote};
 use crate::peer::{CallError, Lane, Peers};
@@ -89,9 +89,10 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
+    /// `snapshot_bytes_per_second` is what the node sends of snapshots, to all others together.
+    pub(crate) fn new(transport: Arc<dyn Transport>, snapshot_bytes_per_second: u64) -> Self {
         let commits = Commits::new(transport.clone());
-        Self { transport, commits, pace: Arc::new(Pace::new(SEND_BYTES_PER_SECOND)) }
+        Self { transport, commits, pace: Arc::new(Pace::new(snapshot_bytes_per_second)) }
     }
 
     /// The way of one group.

@@ -153,7 +153,7 @@ impl TestNode {
         let (store, log) = (recovered.stores.remove(0), recovered.logs.remove(0));
         let log = LogStore::new(GROUP, recovered.journal.clone(), log);
         let transport = Arc::new(Loopback { from: id, net: net.clone() });
-        let network = Network::new(transport).of(GROUP);
+        let network = Network::new(transport, 64 << 20).of(GROUP);
         let machine = StateMachine::new(store.clone(), log.clone(), Failure::default());
         // The lease must outlast a test's silence: nobody sends heartbeats here.
         let (election_timeout_min, election_timeout_max) = (60_000, 120_000);

@@ -37,6 +37,8 @@ pub struct NodeSettings {
     pub checkpoint_bytes: u64,
     /// Time after which a checkpoint is due if anything changed.
     pub checkpoint_interval: Duration,
+    /// What the node sends of snapshots, to all others together.
+    pub snapshot_bytes_per_second: u64,
 }
 
 /// Why a node did not start.
@@ -120,7 +122,7 @@ impl Node {
             elections: Arc::new(Elections::new(slots.clone(), liveness.clone(), failure.clone())),
             heartbeats: Arc::new(Heartbeats::new(slots.clone(), liveness.clone(), metrics.clone())),
             slots,
-            network: Network::new(Arc::new(network)),
+            network: Network::new(Arc::new(network), settings.snapshot_bytes_per_second),
             liveness,
             config: group::config(),
             checkpointer: Arc::new(checkpointer),

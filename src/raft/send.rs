@@ -22,9 +22,6 @@ const REQUEST_BYTES: usize = if cfg!(test) { 4 << 10 } else { 512 << 10 };
 const BLOCKS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for a snapshot to be installed. If it takes longer, the next attempt finds it installed.
 const INSTALL_LIMIT: Duration = Duration::from_secs(120);
-/// Bytes of snapshots that a node sends in a second.
-pub(crate) const SEND_BYTES_PER_SECOND: u64 = 64 << 20;
-
 /// Spreads what a node sends of snapshots over time.
 pub(crate) struct Pace {
     bytes_per_second: u64,

@@ -95,6 +95,7 @@ async fn start_as(dir: &Path, failure: Failure, replica_of_1: u64) -> Node {
         journal: journal_options(),
         checkpoint_bytes: u64::MAX,
         checkpoint_interval: Duration::from_secs(3_600),
+        snapshot_bytes_per_second: 64 << 20,
     };
     let disk = open_disk(dir);
     let node = Node::start(settings, disk, NoPeers, Metrics::new(), failure).await.unwrap();
