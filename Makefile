@@ -1,6 +1,6 @@
 # `make check` only reads; `make fix` writes.
 .DEFAULT_GOAL := help
-.PHONY: help run check fix test soak tools bench bench-cluster
+.PHONY: help run check fix test soak tools bench bench-cluster advise-proof
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -16,7 +16,7 @@ check: ## Formatting, lints, and dependencies where cargo-deny is installed. Cha
 fix: ## Format, apply what the lints suggest, and regenerate the generated pages.
 	cargo clippy --locked --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt
-	BLESS=1 cargo test --locked --test config
+	BLESS=1 cargo test --locked --test config --test advise
 
 test: tools ## All tests. Installs the tools they need.
 	cargo test --locked
@@ -25,7 +25,7 @@ soak: tools ## The long fault suite: 30 kill cycles and as many of every other f
 	FASTPACA_TEST_CYCLES=30 cargo test --locked --test faults -- --include-ignored --nocapture
 	FASTPACA_TEST_CYCLES=30 cargo test --locked --test cluster -- --nocapture
 
-tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime.
+tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime, nginx, docker-compose, kubectl.
 	@.ci/tools
 
 bench: ## Measure one node, each figure beside its floor.
@@ -33,3 +33,6 @@ bench: ## Measure one node, each figure beside its floor.
 
 bench-cluster: ## Measure three nodes beside one: appends, reads, kill -9, graceful stops, a replaced node.
 	cargo bench --locked --bench cluster
+
+advise-proof: ## Hold what `fastpaca advise plan` predicts beside what the server takes (about 5 minutes).
+	cargo bench --locked --bench advise

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 asked wrongly (a bad option or a bad setting), with one line on
 //! standard error. Standard output carries answers only; logs go to standard error.
 
+mod advise;
 mod client;
 mod cluster;
 
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::advise::AdviseArgs;
 use self::cluster::ClusterArgs;
 use crate::config::{self, Config, ConfigError, ProcessEnvironment, Settings};
 use crate::{logging, server};
@@ -45,6 +47,8 @@ enum Command {
     },
     /// Look at a cluster, and change who is in it. Uses the first of FASTPACA_API_KEY.
     Cluster(ClusterArgs),
+    /// Size, scale and watch a system: what a workload needs, and whether a running one is fine.
+    Advise(AdviseArgs),
 }
 
 /// Runs what the command line asks for.
@@ -64,6 +68,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Ok(settings) => ask(&args, settings.config()),
             Err(error) => refuse(&error),
         },
+        Some(Command::Advise(args)) => advise::run(&args, &settings),
     }
 }
 

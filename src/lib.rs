@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! main, cli
-//! server
+//! server, advise
 //! api, cluster
 //! shards
 //! raft
@@ -20,6 +20,7 @@
 //! tls
 //! ```
 
+pub mod advise;
 pub mod api;
 pub mod cli;
 pub mod cluster;

@@ -3,6 +3,7 @@
 //! Exposed as Prometheus text on `/metrics`. No metric carries an id as a label. Children of labelled metrics are
 //! resolved when the registry is built, so that the hot path never looks a label up.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
@@ -13,6 +14,7 @@ use prometheus::{
 };
 
 mod process;
+mod room;
 
 /// 0.1 ms to 10 s.
 const LATENCY_MS: &[f64] = &[
@@ -124,10 +126,14 @@ metrics! {
     rate_limited_total: Counter() = "fastpaca_rate_limited_total",
     /// Requests refused because too many were being served.
     overloaded_total: Counter() = "fastpaca_overloaded_total",
+    /// Open client connections that are allowed.
+    connection_limit: Gauge() = "fastpaca_connection_limit",
     /// Open client connections.
     connections: Gauge() = "fastpaca_connections",
     /// Connections refused because there were too many.
     connections_refused_total: Counter() = "fastpaca_connections_refused_total",
+    /// Open streams that are allowed.
+    stream_limit: Gauge() = "fastpaca_stream_limit",
     /// Open streams (websocket and server-sent events).
     streams: Gauge() = "fastpaca_streams",
     /// Frames sent on streams.
@@ -209,6 +215,11 @@ impl Metrics {
         let encoded = TextEncoder::new().encode(&self.0.registry.gather(), &mut out);
         encoded.expect("writing to memory does not fail, and every family has a name and a type");
         String::from_utf8(out).expect("the text format is UTF-8")
+    }
+
+    /// From here on exposes, too, what this process may use of the machine and of the disk of its data directory.
+    pub fn show_room(&self, data_dir: &Path) {
+        room::register(&self.0.registry, data_dir);
     }
 
     /// Counts a request by its status code.

@@ -152,6 +152,7 @@ impl Server {
     /// Binds the port, serves health at once, recovers, and then serves everything.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let metrics = Metrics::new();
+        metrics.show_room(&config.data_dir);
         let failure = Failure::default();
         let estimator =
             Estimator::new(&config.token_estimator).map_err(|e| StartError::Estimator(e.to_string()))?;

@@ -41,7 +41,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("axum", &["api", "server"]),
     ("utoipa", &["api"]),
     ("clap", &["cli", "main"]),
-    ("toml", &["config"]),
+    ("toml", &["config", "advise"]),
     ("tiktoken_rs", &["tokens", "config"]),
     // The edge holds gauges that count its own things, such as open streams.
     ("prometheus", &["metrics", "api"]),
@@ -49,7 +49,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 ];
 
 /// Code whose result depends on its arguments alone: these directories and file names ...
-const PURE_DIRS: &[&str] = &["src/conversation"];
+const PURE_DIRS: &[&str] = &["src/conversation", "src/advise"];
 const PURE_FILES: &[&str] = &["placement.rs", "plan.rs", "route.rs", "state.rs", "change.rs", "founding.rs"];
 /// ... name nothing that a clock, a generator, the system or the seed of a hash could change.
 const IMPURE: &[&str] = &[

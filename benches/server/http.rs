@@ -32,6 +32,12 @@ impl Connection {
             || !matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
+    /// Bytes of the last answer, head and body.
+    #[allow(dead_code)] // Only traffic that is counted has to be known.
+    pub(crate) fn answer_bytes(&self) -> usize {
+        self.inbox.len()
+    }
+
     /// Sends one whole request and reads its answer: the status and the body, which lies in this connection's buffer.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<(u16, &[u8])> {
         self.stream.write_all(request).await?;

@@ -120,6 +120,8 @@ impl App {
 
     pub fn new(shards: Shards, estimator: Estimator, config: Arc<Config>, metrics: Metrics) -> App {
         let limits = Limits::of(&config);
+        metrics.connection_limit.set(limits.connections as i64);
+        metrics.stream_limit.set(limits.streams as i64);
         let app = Arc::new(AppState {
             shards,
             control: OnceLock::new(),

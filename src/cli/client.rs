@@ -63,8 +63,25 @@ impl Client {
         Ok(Client { host, port, tls, key })
     }
 
+    /// For a server that is none of ours, and must not see our key.
+    pub(super) fn without_key(mut self) -> Client {
+        self.key = None;
+        self
+    }
+
     /// The answer's JSON, null if it has no body.
     pub(super) async fn ask(&self, method: Method, path: &str) -> Result<Value, ClientError> {
+        let body = self.exchange(method, path).await?;
+        Ok(serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    /// The answer as text.
+    pub(super) async fn ask_text(&self, path: &str) -> Result<String, ClientError> {
+        let body = self.exchange(Method::GET, path).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
         let (io, address) = self.connect().await?;
         let answered = async {
             match &self.tls {
@@ -78,10 +95,10 @@ impl Client {
         let late = Err(format!("no answer within {} seconds", ANSWER_MAX.as_secs()));
         let answered = timeout(ANSWER_MAX, answered).await.unwrap_or(late);
         let (status, body) = answered.map_err(|why| ClientError::NoAnswer { to: self.name(), why })?;
-        let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         if status.is_success() {
-            return Ok(value);
+            return Ok(body);
         }
+        let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let said = value["message"].as_str().map(str::to_owned);
         Err(ClientError::Refused(said.unwrap_or_else(|| format!("{} answered {status}", self.name()))))
     }
@@ -120,7 +137,8 @@ impl Client {
         Ok((status, body.map_err(|e| e.to_string())?.to_bytes()))
     }
 
-    fn name(&self) -> String {
+    /// `host:port`.
+    pub(super) fn name(&self) -> String {
         authority(&self.host, self.port)
     }
 }

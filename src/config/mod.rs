@@ -249,6 +249,11 @@ impl Config {
     }
 }
 
+/// Every environment variable there is, with its default where it has one.
+pub fn variables() -> Vec<(String, Option<&'static str>)> {
+    SETTINGS.iter().map(|setting| (setting.env_name(), setting.default)).collect()
+}
+
 /// The configuration when nothing is set.
 pub fn defaults() -> Config {
     let mut config = Config::unset();

@@ -1,0 +1,57 @@
+//! The thresholds as alert rules of Prometheus.
+
+use super::thresholds::{THRESHOLDS, Threshold};
+
+/// The name of the group in the file.
+const GROUP: &str = "fastpaca";
+
+/// A rule file: an alert for each level of each threshold, and one for a node that is not scraped.
+///
+/// `job` is what Prometheus calls the nodes; alerts are confined to it where their expression names metrics that any
+/// process has.
+pub fn rules(job: &str) -> String {
+    let mut text = format!(
+        "# Made by `fastpaca advise alerts`; what each threshold means and where it comes from is in docs/advise.md.\n\
+         # Scrape every node's /metrics as job {job:?}. severity: warning = act soon, critical = act now.\n\
+         groups:\n  - name: {GROUP}\n    rules:\n"
+    );
+    for threshold in THRESHOLDS {
+        for (severity, limit) in [("warning", threshold.soon), ("critical", threshold.now)] {
+            if let Some(limit) = limit {
+                text.push_str(&alert(threshold, severity, limit));
+            }
+        }
+    }
+    text.push_str(&format!(
+        "      - alert: FastpacaNodeDown\n        expr: {}\n        for: 1m\n        labels:\n          severity: critical\n        \
+         annotations:\n          summary: \"{{{{ $labels.instance }}}}: not scraped\"\n          \
+         description: \"Start it again; a cluster of three goes on with two.\"\n",
+        quoted(&format!("up{{job={job:?}}} == 0")),
+    ));
+    text
+}
+
+fn alert(threshold: &Threshold, severity: &str, limit: f64) -> String {
+    let name: String = threshold.id.split('_').map(capitalised).collect();
+    let name = format!("Fastpaca{name}{}", if severity == "critical" { "Critical" } else { "" });
+    let lasting =
+        if threshold.minutes == 0 { String::new() } else { format!("        for: {}m\n", threshold.minutes) };
+    let expr = quoted(&format!("({}) > {limit}", threshold.expr));
+    let summary =
+        quoted(&format!("{{{{ $labels.instance }}}}: {} above {}", threshold.title, threshold.show(limit)));
+    let description = quoted(&format!("Is {{{{ $value | humanize }}}}. {}.", threshold.action));
+    format!(
+        "      - alert: {name}\n        expr: {expr}\n{lasting}        labels:\n          severity: {severity}\n        \
+         annotations:\n          summary: {summary}\n          description: {description}\n"
+    )
+}
+
+fn capitalised(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// A YAML string in double quotes.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

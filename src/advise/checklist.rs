@@ -1,0 +1,46 @@
+//! What to have done before users come.
+
+use super::Plan;
+
+/// In the order in which it is done.
+pub(super) fn checklist(plan: &Plan) -> Vec<String> {
+    let tier = &plan.tiers[1];
+    let several = plan.nodes > 1;
+    let mut items = vec![format!(
+        "Machines: {} × {} vCPU, {} GiB, {} GB of SSD or NVMe that fastpaca has for itself",
+        plan.nodes, tier.vcpu, tier.memory_gib, tier.disk_gb
+    )];
+    if several {
+        items.push("Each node on hardware of its own, in one region, less than 5 ms apart; port 4000 open between all of them".into());
+    }
+    items.push("`fastpaca advise calibrate` on such a machine, and this plan once more with its file".into());
+    items.push(
+        "Kernel limits: 90-fastpaca.conf copied to /etc/sysctl.d, hard limit of open files raised".into(),
+    );
+    items.push(
+        "FASTPACA_API_KEY set from a secret store, TLS at the load balancer or by FASTPACA_TLS_CERT".into(),
+    );
+    if several {
+        items.push("FASTPACA_CLUSTER_SECRET, FASTPACA_CLUSTER_SEED and a FASTPACA_NODE_NAME for each node; `fastpaca cluster status` shows all of them, 0 groups without leader".into());
+        items.push("Load balancer: /health/ready, websockets and server-sent events pass through, read timeout above 90 s".into());
+    }
+    if plan.postgres.is_some() {
+        items.push("Postgres: max_connections and shared_buffers as above, its own backups, and a look at fastpaca_raft_pending_flush_messages".into());
+    } else {
+        items.push("Backups: snapshots of the data volume, and one of them restored for a try".into());
+    }
+    items.push("Prometheus scrapes /metrics of every node every 15 s; `fastpaca advise alerts` loaded, one alert provoked and received".into());
+    items.push(format!(
+        "Load test at {} appends and {} windows, then `fastpaca advise check`",
+        super::units::rate(plan.load.appends_per_second_peak),
+        super::units::rate(plan.load.windows_per_second_peak)
+    ));
+    if several {
+        items.push("A node killed (kill -9) during the load test: clients retried with their idempotency keys, nothing was lost".into());
+    }
+    items.push(
+        "Clients send an idempotency_key with every append, and resume streams from their cursor".into(),
+    );
+    items.push("`fastpaca advise check --prometheus URL` on a schedule, its exit code watched".into());
+    items
+}

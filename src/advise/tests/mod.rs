@@ -1,0 +1,4 @@
+//! Properties of plans, and the guides' worked examples.
+
+mod properties;
+mod seeds;

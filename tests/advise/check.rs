@@ -1,0 +1,229 @@
+//! `fastpaca advise check` against real servers: one that is fine, some that are not, and one with its history in a real
+//! Prometheus.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::support::process::{Process, START_MAX, probe};
+use super::support::{small_node, small_settings, test_dir};
+use super::{advise_with, has, passes};
+
+fn check(server: &Process, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let url = server.url("");
+    advise_with(&[&["check", "--interval", "1", "--node", &url], arguments].concat(), environment)
+}
+
+#[track_caller]
+fn verdict(output: &Output, code: i32) -> Value {
+    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{text}{said}");
+    serde_json::from_str::<Value>(&text).unwrap()["verdict"].clone()
+}
+
+fn finding<'a>(verdict: &'a Value, threshold: &str) -> &'a Value {
+    let found =
+        verdict["findings"].as_array().unwrap().iter().find(|finding| finding["threshold"] == threshold);
+    found.unwrap_or_else(|| panic!("no {threshold} in {verdict}"))
+}
+
+fn request(server: &Process, request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+/// Sends JSON and answers the status line.
+fn send(server: &Process, method: &str, path: &str, body: &Value) -> String {
+    let body = body.to_string();
+    let mut stream = request(
+        server,
+        &format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    );
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.lines().next().unwrap().to_owned()
+}
+
+fn metrics(server: &Process) -> String {
+    let mut answer = String::new();
+    request(server, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .read_to_string(&mut answer)
+        .unwrap();
+    answer
+}
+
+#[test]
+fn a_healthy_server_needs_no_scaling() {
+    let dir = test_dir();
+    let server = small_node(&dir).with_env("FASTPACA_API_KEY", "sesame").start().unwrap();
+    let key = [("FASTPACA_API_KEY", "sesame")];
+    let seen = verdict(&check(&server, &["--format", "json"], &key), 0);
+    assert_eq!(
+        (&seen["level"], &seen["findings"], &seen["unknown"]),
+        (&json!("fine"), &json!([]), &json!([]))
+    );
+    let dimensions = seen["headroom"].as_array().unwrap();
+    assert_eq!(dimensions.len(), fastpaca::advise::thresholds::THRESHOLDS.len());
+    let text = String::from_utf8(check(&server, &[], &key).stdout).unwrap();
+    assert!(text.starts_with("No scaling needed\n") && text.contains("Headroom"), "{text}");
+    // Without the key the cluster does not answer, which is no proof that it is fine.
+    let blind = verdict(&check(&server, &["--format", "json"], &[]), 3);
+    assert!(blind["unknown"].to_string().contains("groups_without_leader"), "{blind}");
+}
+
+#[test]
+fn streams_near_their_limit_are_to_be_acted_on_soon() {
+    let dir = test_dir();
+    let server = small_node(&dir).with_env("FASTPACA_STREAM_MAX_CONNECTIONS", "10").start().unwrap();
+    assert!(send(&server, "PUT", "/v1/conversations/a", &json!({})).contains("201"));
+    let open = |_| {
+        let head = "GET /v1/conversations/a/stream HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n";
+        let mut stream = request(&server, head);
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stream
+    };
+    let streams: Vec<TcpStream> = (0..9).map(open).collect();
+    let seen = verdict(&check(&server, &["--format", "json"], &[]), 1);
+    let streams_finding = finding(&seen, "streams");
+    assert_eq!((&streams_finding["value"], &streams_finding["limit"]), (&json!(0.9), &json!(0.8)));
+    assert!(streams_finding["action"].as_str().unwrap().contains("FASTPACA_STREAM_MAX_CONNECTIONS"));
+    drop(streams);
+}
+
+#[test]
+fn a_disk_without_space_is_to_be_acted_on_now() {
+    let dir = test_dir();
+    let mut first = small_node(&dir).start().unwrap();
+    first.terminate();
+    assert!(first.wait_exit(Duration::from_secs(30)).unwrap().success());
+    // More than the disk has free: appends are refused from now on, also those by which a node becomes ready.
+    let mut server = small_node(&dir).with_env("FASTPACA_DISK_RESERVE_BYTES", "1TiB").spawn().unwrap();
+    server.wait_listening(START_MAX).unwrap();
+    let deadline = Instant::now() + START_MAX;
+    while !metrics(&server).contains("\nfastpaca_disk_full 1\n") {
+        assert!(Instant::now() < deadline, "{}", server.log_end());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seen = verdict(&check(&server, &["--format", "json"], &[]), 2);
+    assert_eq!(finding(&seen, "disk_full")["level"], "now");
+    let text = String::from_utf8(check(&server, &[], &[]).stdout).unwrap();
+    assert!(text.starts_with("Act now\n"), "{text}");
+}
+
+#[test]
+fn connections_near_their_limit_are_to_be_acted_on_soon() {
+    let dir = test_dir();
+    let server = small_node(&dir)
+        .with_env("FASTPACA_MAX_CONNECTIONS", "20")
+        .with_env("FASTPACA_MAX_CONNECTIONS_PER_ADDRESS", "20")
+        .start()
+        .unwrap();
+    let open: Vec<TcpStream> = (0..17).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+    let seen = verdict(&check(&server, &["--format", "json"], &[]), 1);
+    assert!(finding(&seen, "connections")["value"].as_f64().unwrap() > 0.8, "{seen}");
+    drop(open);
+}
+
+#[test]
+fn a_node_that_is_gone_cannot_be_judged() {
+    let output = advise_with(&["check", "--node", "http://127.0.0.1:1", "--format", "json"], &[]);
+    let seen = verdict(&output, 3);
+    assert!(seen["unknown"][0]["why"].as_str().unwrap().contains("cannot be reached"), "{seen}");
+    assert_eq!(seen["level"], Value::Null);
+}
+
+/// A Prometheus with a past; ends with this value.
+struct Prometheus {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Prometheus {
+    /// Its history is what `promtool` makes of `openmetrics`.
+    fn start(dir: &std::path::Path, openmetrics: &str) -> Prometheus {
+        let (history, data, config) = (dir.join("history.om"), dir.join("tsdb"), dir.join("prometheus.yml"));
+        fs::write(&history, openmetrics).unwrap();
+        fs::write(&config, "global:\n  scrape_interval: 15s\n").unwrap();
+        fs::create_dir_all(&data).unwrap();
+        passes(
+            Command::new("promtool")
+                .args(["tsdb", "create-blocks-from", "openmetrics"])
+                .arg(&history)
+                .arg(&data),
+        );
+        // Prometheus cannot say which port it was given, so one that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", config.display()));
+        command.arg(format!("--storage.tsdb.path={}", data.display()));
+        command.arg(format!("--web.listen-address={port}"));
+        let log = fs::File::create(dir.join("prometheus.log")).unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let prometheus = Prometheus { child, address: port.to_string() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while probe(port, "/-/ready").ok() != Some(200) {
+            let log = || fs::read_to_string(dir.join("prometheus.log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "{}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        prometheus
+    }
+}
+
+/// Twenty minutes of a node that used `cores` of its two.
+fn history(instance: &str, cores: f64, minutes: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let labels = format!("{{instance=\"{instance}\",job=\"fastpaca\"}}");
+    let times: Vec<u64> = (0..=minutes * 4).map(|step| now - minutes * 60 + step * 15).collect();
+    let mut text = String::from("# TYPE process_cpu_seconds counter\n");
+    for (step, time) in times.iter().enumerate() {
+        text.push_str(&format!("process_cpu_seconds_total{labels} {} {time}\n", step as f64 * 15.0 * cores));
+    }
+    text.push_str("# TYPE fastpaca_available_cores gauge\n");
+    times.iter().for_each(|time| text.push_str(&format!("fastpaca_available_cores{labels} 2 {time}\n")));
+    text.push_str("# EOF\n");
+    text
+}
+
+#[test]
+fn prometheus_knows_what_lasts() {
+    if !(has("promtool") && has("prometheus")) {
+        return;
+    }
+    let dir = test_dir();
+    let server = small_settings(super::support::process::Node::in_dir(dir.path())).start().unwrap();
+    let instance = server.address().to_string();
+    let cpu = |name: &str, cores: f64, minutes: u64, code: i32| {
+        let home = dir.path().join(name);
+        fs::create_dir_all(&home).unwrap();
+        let prometheus = Prometheus::start(&home, &history(&instance, cores, minutes));
+        let url = format!("http://{}", prometheus.address);
+        verdict(&check(&server, &["--format", "json", "--prometheus", &url], &[]), code)
+    };
+    let busy = cpu("busy", 1.8, 20, 2);
+    let found = finding(&busy, "cpu");
+    assert_eq!((&found["sustained"], &found["level"]), (&json!(true), &json!("now")));
+    assert!((found["value"].as_f64().unwrap() - 0.9).abs() < 0.01, "{found}");
+    let calm = cpu("calm", 0.2, 20, 0);
+    assert_eq!(calm["level"], "fine");
+    // Two minutes of history are too few to call it lasting: what the node itself shows counts.
+    assert_eq!(cpu("short", 1.9, 2, 0)["level"], "fine");
+}
