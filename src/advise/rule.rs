@@ -56,7 +56,7 @@ pub fn explain(rules: &[&Rule], id: Option<&str>) -> Option<Document> {
     Some(document)
 }
 
-fn area<'a>(rule: &'a Rule) -> &'a str {
+fn area(rule: &Rule) -> &str {
     rule.id.split_once('.').map_or(rule.id, |(area, _)| area)
 }
 

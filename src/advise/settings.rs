@@ -252,7 +252,7 @@ fn limit_settings(all: &mut Advised<'_>, workload: &Workload, nodes: u64, limits
     }
     // A request is a little more than its message.
     let body = doubling(1.25 * workload.message_bytes as f64 + 1_024.0, (1u64 << 20) as f64) as u64;
-    let (body, batch) = (body.min(64 << 20), body.min(64 << 20).max(8 << 20));
+    let (body, batch) = (body.min(64 << 20), body.clamp(8 << 20, 64 << 20));
     all.add("FASTPACA_BODY_MAX_BYTES", setting_size(body), "a request with one message must fit".into());
     all.add("FASTPACA_BATCH_BODY_MAX_BYTES", setting_size(batch), "at least FASTPACA_BODY_MAX_BYTES".into());
     all.add(
