@@ -19,7 +19,7 @@ use super::{CallError, Lane};
 /// Most calls of one connection that wait for answers.
 const CALLS_MAX: usize = 8_192;
 
-type Outcome = Result<Bytes, String>;
+type Outcome = Result<Bytes, CallError>;
 
 pub(crate) struct Caller {
     pub(crate) outbox: Outbox,
@@ -96,8 +96,7 @@ pub(crate) struct Waiting<'a> {
 impl Waiting<'_> {
     pub(crate) async fn outcome(mut self, deadline: Instant) -> Result<Bytes, CallError> {
         let why = match timeout_at(deadline, &mut self.outcome).await {
-            Ok(Ok(Ok(answer))) => return Ok(answer),
-            Ok(Ok(Err(refusal))) => return Err(CallError::Refused(refusal)),
+            Ok(Ok(outcome)) => return outcome,
             Ok(Err(_)) => "the link broke",
             Err(_) => "no answer in time",
         };
@@ -150,7 +149,11 @@ impl Handler for Answers {
             Frame::Answer { id, total, chunk } => (id, self.bodies.begin(id, (), total, chunk)?),
             Frame::More { id, chunk } => (id, self.bodies.more(id, &chunk)?),
             Frame::Refusal { id, text } => {
-                self.caller.settle(id, Err(text));
+                self.caller.settle(id, Err(CallError::Refused(text)));
+                return Ok(());
+            }
+            Frame::Failure { id, text } => {
+                self.caller.settle(id, Err(CallError::Lost(text)));
                 return Ok(());
             }
             _ => return Err(Violation::UnknownKind),

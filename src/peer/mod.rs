@@ -30,9 +30,11 @@ mod serve;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::tls::{Dialler, TlsError};
@@ -110,7 +112,8 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Bytes, Refused>> + Send
 ///
 /// `call` is entered in the order of arrival, and its future is polled once before the next call of that connection is
 /// looked at; what it does up to its first wait is therefore ordered, and must be short. It must not wait for a later
-/// call of the same connection. It runs to its end even if the connection breaks.
+/// call of the same connection. It runs to its end even if the connection breaks. If it panics, the caller hears at
+/// once that the call is lost: a refusal would say that nothing was done.
 pub trait Service: Send + Sync + 'static {
     fn call<'a>(&'a self, from: &'a Remote, method: u16, body: Bytes) -> Answer<'a>;
 }
@@ -120,13 +123,25 @@ pub trait Service: Send + Sync + 'static {
 #[error("{0}")]
 pub struct Refused(pub String);
 
+/// The outcome of a call that a task of its own serves, for services that must not run where the links do. A panic of
+/// the task is one of the service. A task that was cancelled ends with its runtime, and the links with it.
+pub async fn served_by(task: JoinHandle<Result<Bytes, Refused>>) -> Result<Bytes, Refused> {
+    match task.await {
+        Ok(outcome) => outcome,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// It certainly never reached the other side's service.
     #[error("not sent: {0}")]
     NotSent(String),
-    /// The link broke or time ran out after it was sent: it may have been served.
+    /// The link broke, time ran out or the service failed after it was sent: it may have been served.
     #[error("lost: {0}")]
     Lost(String),
     /// The service, or the absence of one, said no; what that means is between caller and service.
