@@ -94,6 +94,8 @@ pub struct Config {
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub tls_ca: Option<PathBuf>,
+    /// Instead of the protocol versions of this build: for tests of upgrades, see [`source::test_protocols`].
+    pub peer_protocols: Option<(u16, u16)>,
 
     pub stream_max_connections: usize,
     pub body_max_bytes: u64,
@@ -141,6 +143,7 @@ impl Config {
             tls_cert: None,
             tls_key: None,
             tls_ca: None,
+            peer_protocols: None,
             stream_max_connections: 0,
             body_max_bytes: 0,
             batch_body_max_bytes: 0,
@@ -304,6 +307,7 @@ impl Settings {
             origins.push(origin);
         }
         config.check()?;
+        config.peer_protocols = source::test_protocols(environment);
         let mut settings = Settings { config, origins };
         settings.recall_node_name();
         Ok(settings)

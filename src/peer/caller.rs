@@ -1,7 +1,7 @@
 //! The calling side of one dialled connection: matches answers to calls, and knows of each call without an answer
 //! whether it may have been served.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,7 +24,7 @@ type Outcome = Result<Bytes, CallError>;
 pub(crate) struct Caller {
     pub(crate) outbox: Outbox,
     /// `None` once the connection is gone.
-    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Outcome>>>>,
+    waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<Outcome>>>>,
     next_id: AtomicU64,
     /// Largest body the other side takes.
     body_bytes_max: usize,
@@ -34,7 +34,7 @@ impl Caller {
     pub(crate) fn new(lane: Lane, body_bytes_max: usize) -> Caller {
         Caller {
             outbox: Outbox::new(lane.queue_bytes_max()),
-            waiting: Mutex::new(Some(HashMap::new())),
+            waiting: Mutex::new(Some(BTreeMap::new())),
             next_id: AtomicU64::new(1),
             body_bytes_max,
         }

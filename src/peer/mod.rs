@@ -39,7 +39,8 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::tls::{Dialler, TlsError};
 
-pub use hello::{PROTOCOLS, Reason, Refusal};
+use hello::PROTOCOLS;
+pub use hello::{Reason, Refusal};
 pub use links::{LinkInfo, LinkState};
 pub use peers::Peers;
 pub use secrets::Secrets;
@@ -101,8 +102,26 @@ pub struct Remote {
     pub cluster: Option<u128>,
     /// Where to dial it: advertised, or the observed IP with its listening port.
     pub address: SocketAddr,
-    /// The protocol version in use.
+    /// The lowest and the highest protocol version it speaks.
+    pub protocols: (u16, u16),
+    /// The one in use.
     pub protocol: u16,
+}
+
+/// What a node last told its cluster of itself: a random number that it had written to its disk before. Whoever comes
+/// under its id and does not have the number runs on data from before that time, and what this data promised to others
+/// since, votes and entries, it does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub value: u64,
+    /// The process that told it; see [`Peers::instance`].
+    pub instance: u64,
+}
+
+impl Mark {
+    fn is_known_to(&self, instance: u64, marks: &[u64]) -> bool {
+        self.instance == instance || marks.contains(&self.value)
+    }
 }
 
 /// The coming result of a call.
@@ -155,6 +174,10 @@ pub struct PeerSettings {
     pub node_id: u128,
     pub name: String,
     pub incarnation: u64,
+    /// The lowest and the highest protocol version to speak.
+    pub protocols: (u16, u16),
+    /// Those of which the cluster has one, or none yet; see [`Mark`] and [`Peers::set_own_marks`].
+    pub marks: Vec<u64>,
     /// `None` until the node belongs to a cluster; see [`Peers::set_cluster`].
     pub cluster: Option<u128>,
     /// The port its listener is bound to.
@@ -173,7 +196,7 @@ impl PeerSettings {
     pub fn of(
         config: &Config,
         node_id: u128,
-        incarnation: u64,
+        (incarnation, marks): (u64, Vec<u64>),
         listen_port: u16,
     ) -> Result<PeerSettings, TlsError> {
         let body = config.batch_body_max_bytes.saturating_mul(2) + BODY_SLACK_BYTES;
@@ -181,6 +204,8 @@ impl PeerSettings {
             node_id,
             name: config.node_name.clone(),
             incarnation,
+            protocols: config.peer_protocols.unwrap_or(PROTOCOLS),
+            marks,
             cluster: None,
             listen_port,
             advertise: config.advertise_addr.clone(),

@@ -103,6 +103,13 @@ impl Outbox {
         self.wake.notify_one();
     }
 
+    /// Bytes that wait, as the bound counts them, and the bound.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        let cost = |message: &Outgoing| (message.total + MESSAGE_BYTES).min(self.bytes_max as usize);
+        (self.queue.lock().messages.iter().map(cost).sum(), self.bytes_max as usize)
+    }
+
     /// The next frame to send; waits for one.
     pub(crate) async fn next(&self) -> Result<Frame, Closed> {
         loop {

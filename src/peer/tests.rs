@@ -41,6 +41,8 @@ fn settings(name: &str) -> PeerSettings {
         node_id: name.bytes().fold(0, |id, byte| id << 8 | u128::from(byte)),
         name: name.to_owned(),
         incarnation: 1,
+        protocols: PROTOCOLS,
+        marks: Vec::new(),
         cluster: None,
         listen_port: 0,
         advertise: None,
