@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 mod calls;
 mod identity;
 mod secure;
+mod sim;
 
 /// No single step takes longer, unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
