@@ -30,7 +30,7 @@ const CALL_SECONDS: &[f64] =
 /// The lanes of a link, by their numbers.
 const LANES: [&str; 3] = ["control", "log", "bulk"];
 /// Why a handshake was refused, by the reasons' numbers.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 10] = [
     "other",
     "malformed",
     "wrong_secret",
@@ -40,6 +40,7 @@ const REFUSALS: [&str; 9] = [
     "same_id",
     "yourself",
     "full",
+    "outdated_data",
 ];
 const CHECKPOINT_SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 

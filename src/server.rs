@@ -63,6 +63,8 @@ pub enum StartError {
     Tls(#[from] crate::tls::TlsError),
     #[error("starting the threads of links to other nodes: {0}")]
     Threads(io::Error),
+    #[error("{0}")]
+    ClusterState(String),
     #[error("token estimator: {0}")]
     Estimator(String),
 }
@@ -174,13 +176,15 @@ impl Server {
         let node_id = node_id(&config.data_dir).map_err(in_data_dir)?;
         let (file, membership) = DurableFile::open(&config.data_dir).map_err(in_data_dir)?;
         let links = PeerRuntime::start().map_err(StartError::Threads)?;
-        let settings = PeerSettings::of(&config, node_id, file.incarnation(), address.port())?;
+        let start = (file.incarnation(), file.marks());
+        let settings = PeerSettings::of(&config, node_id, start, address.port())?;
         if settings.secrets.is_open() && !config.cluster_seeds.is_empty() {
             warn!(event = "cluster_is_open", reason = OPEN_CLUSTER);
         }
         let peers = Peers::start(settings, links.handle(), Handle::current(), metrics.clone());
         app.set_peer_door(Arc::new(Door(peers.clone())));
         let node = Arc::new(start_node(&config, node_id, peers.clone(), &metrics, &failure).await?);
+        cluster::remember_marks(&node, &peers).await.map_err(StartError::ClusterState)?;
         node.meet_peers(&peers, &links.handle());
         let placement = watch::Sender::new(Arc::new(Placement::new([])));
         shards.attach(node.clone(), peers.clone(), placement.subscribe());

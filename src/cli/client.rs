@@ -1,6 +1,7 @@
 //! One HTTP request to a node, and its answer: for commands, which make few and wait for each.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,7 +28,7 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 pub(super) enum ClientError {
     #[error("--url {0:?} is no http://HOST:PORT or https://HOST:PORT")]
     Url(String),
-    #[error("https needs FASTPACA_TLS_CA (or FASTPACA_TLS_CERT), to know whom to trust")]
+    #[error("https needs --ca or FASTPACA_TLS_CA, to know whom to trust")]
     NoAuthority,
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
@@ -49,15 +50,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// To `url`, or to the node that these settings would start.
-    pub(super) fn new(url: Option<&str>, config: &Config) -> Result<Client, ClientError> {
-        let url = url.map_or_else(|| url_of(config), str::to_owned);
-        let (https, host, port) = split(&url).ok_or_else(|| ClientError::Url(url.clone()))?;
-        let authority = config.tls_ca.as_ref().or(config.tls_cert.as_ref());
+    /// To `url`, or to the node that these settings would start. Trusts what `ca` signed, or whom such a node trusts.
+    pub(super) fn new(url: Option<&str>, ca: Option<&Path>, config: &Config) -> Result<Client, ClientError> {
+        let given = url.map_or_else(|| url_of(config), str::to_owned);
+        let (https, host, port) = split(&given).ok_or_else(|| ClientError::Url(given.clone()))?;
+        let authority = ca.or(config.tls_ca.as_deref()).or(config.tls_cert.as_deref());
         let tls = match (https, authority) {
             (false, _) => None,
             (true, None) => return Err(ClientError::NoAuthority),
-            (true, Some(ca)) => Some(Dialler::new(ca, std::slice::from_ref(&host))?),
+            (true, Some(ca)) if url.is_some() => Some(Dialler::new(ca, std::slice::from_ref(&host))?),
+            // The node of these settings is dialled by address, and known by the names that nodes are known by.
+            (true, Some(ca)) => Some(Dialler::new(ca, &config.tls_names())?),
         };
         let key = config.api_keys.first().map(|key| key.expose().to_owned());
         Ok(Client { host, port, tls, key })
