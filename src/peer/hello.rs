@@ -22,7 +22,7 @@ use super::secrets::{KEYS_MAX, KeyId, Tag};
 pub(crate) const HANDSHAKE_BYTES_MAX: usize = 4 << 10;
 /// The lowest and the highest protocol version this build speaks. A version that raises the highest keeps the one
 /// before, so that nodes can be upgraded one after the other.
-pub(crate) const PROTOCOLS: (u16, u16) = (1, 1);
+pub const PROTOCOLS: (u16, u16) = (1, 1);
 
 const MAGIC: &[u8; 4] = b"FPCP";
 const FORMAT: u8 = 1;
