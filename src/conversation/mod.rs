@@ -10,6 +10,7 @@ mod history;
 mod id;
 mod idempotency;
 mod log;
+mod marks;
 mod message;
 mod metadata;
 mod pairing;
@@ -28,6 +29,7 @@ pub use command::{Action, Command, CompactRange, FrameLocation, Idempotency};
 pub use id::{ConversationId, InvalidId, MAX_ID_BYTES};
 pub use idempotency::{IdempotencyIndex, IdempotencyRecord, KEPT_KEYS, KEPT_MS, MAX_KEYS};
 pub use log::{EventRange, StreamItem, StreamKind, changes_after, plan_events};
+pub use marks::{Entry, MAX_MARKS, Mark, Marks};
 pub use message::{
     CallRef, EventRef, Location, MessageMeta, NewMessage, Parts, RoleKind, StoredPart, ToolLink,
 };

@@ -59,6 +59,10 @@ pub enum Reply {
     Tombstoned {
         changed: bool,
     },
+    /// To marks; how many conversations they took further.
+    Marked {
+        moved: u32,
+    },
     Refused(Refusal),
 }
 

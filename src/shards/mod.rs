@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout_at;
@@ -47,7 +48,7 @@ use self::remote::service::Bounds;
 use self::search::Deadline;
 pub use self::types::*;
 pub use self::watcher::Watcher;
-use crate::conversation::{Action, Command, ConversationId, Reply};
+use crate::conversation::{Action, Command, ConversationId, Marks, Reply};
 use crate::metrics::Metrics;
 use crate::peer::Peers;
 use crate::raft::Node;
@@ -137,11 +138,20 @@ impl Shards {
         id: &ConversationId,
         action: Action,
     ) -> Result<Reply, WriteError> {
+        self.replicate(group, Command { id: id.clone(), now_ms: now_ms(), action }.encode()).await
+    }
+
+    /// Replicates marks of conversations of `group`, also while draining. Doing it again is harmless, whatever the
+    /// error said.
+    pub async fn mark(&self, group: u16, marks: Marks) -> Result<(), WriteError> {
+        self.replicate(group, marks.encode()).await.map(|_| ())
+    }
+
+    async fn replicate(&self, group: u16, command: Bytes) -> Result<Reply, WriteError> {
         if self.0.failure.is_raised() {
             return Err(WriteError::NotApplied("the node has failed and is stopping".into()));
         }
         let attached = self.attached().map_err(|_| WriteError::NotApplied(STARTING.into()))?;
-        let command = Command { id: id.clone(), now_ms: now_ms(), action }.encode();
         let deadline = Deadline::after(self.0.request_timeout);
         let weight = command.len().min(PROPOSED_BYTES_MAX) as u32;
         let room = timeout_at(deadline.answer_by, self.0.proposed_bytes.acquire_many(weight)).await;

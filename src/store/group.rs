@@ -18,7 +18,7 @@ use super::meta::Meta;
 use super::records::{self, Tally, Writer};
 use super::{Shared, StoreError, keys};
 use crate::conversation::{
-    Action, Command, Conversation, ConversationId, FrameLocation, History, Location, Reply,
+    Action, Command, Conversation, ConversationId, Entry, FrameLocation, History, Location, Reply,
 };
 
 /// Position in a group's Raft log, as the store keeps it.
@@ -130,12 +130,16 @@ impl GroupStore {
         encoded: Bytes,
         frame: FrameLocation,
     ) -> Result<Option<Reply>, StoreError> {
-        let (command, locations) = Command::decode(encoded, frame).map_err(|e| StoreError::Command {
+        let entry = Entry::decode(encoded, frame).map_err(|e| StoreError::Command {
             group: self.group,
             index: at.index,
             reason: e.to_string(),
         })?;
-        let mut inner = self.lock_verified_for(&command.id)?;
+        let (command, locations) = match entry {
+            Entry::Command(command, locations) => (command, locations),
+            Entry::Marks(marks) => return self.apply_marks(at, &marks).map(Some),
+        };
+        let mut inner = self.lock_verified_for([&command.id])?;
         let inner = &mut *inner;
         let mut live = self.take(inner, &command.id)?;
         inner.applied = Some(at);
@@ -175,7 +179,7 @@ impl GroupStore {
         id: &ConversationId,
         look: impl FnOnce(&Conversation, &dyn History) -> T,
     ) -> Result<Option<T>, StoreError> {
-        let mut inner = self.lock_verified_for(id)?;
+        let mut inner = self.lock_verified_for([id])?;
         let inner = &mut *inner;
         let Some(mut live) = self.take(inner, id)? else { return Ok(None) };
         live.touched = true;
@@ -196,7 +200,7 @@ impl GroupStore {
     /// Follows a conversation's version. The value is the newest version applied here, 0 for an unknown one.
     /// Closed when a snapshot replaces the state, or when the group is no longer hosted here.
     pub(crate) fn watch(&self, id: &ConversationId) -> Result<watch::Receiver<u64>, StoreError> {
-        let mut inner = self.lock_verified_for(id)?;
+        let mut inner = self.lock_verified_for([id])?;
         let inner = &mut *inner;
         // Under one lock with the look at the version, so that no change falls between the two.
         let live = self.take(inner, id)?;
@@ -332,14 +336,24 @@ impl GroupStore {
         self.clear_index()
     }
 
-    /// Locks the state; when `id` is not in memory and the index is not yet verified, verifies first, so that
-    /// "not found" is never the answer of an index that lost records.
-    fn lock_verified_for(&self, id: &ConversationId) -> Result<MutexGuard<'_, Inner>, StoreError> {
+    /// Locks the state; when one of `ids` is not in memory and the index is not yet verified, verifies first, so
+    /// that "not found" is never the answer of an index that lost records.
+    pub(super) fn lock_verified_for<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a ConversationId>,
+    ) -> Result<MutexGuard<'_, Inner>, StoreError> {
         let inner = self.inner.lock();
         if inner.installing {
             return Err(StoreError::Installing { group: self.group });
         }
-        if inner.verified || inner.live.contains_key(id) || self.has_head(id)? {
+        let mut known = inner.verified;
+        if !known {
+            known = true;
+            for id in ids {
+                known &= inner.live.contains_key(id) || self.has_head(id)?;
+            }
+        }
+        if known {
             return Ok(inner);
         }
         drop(inner);
@@ -352,7 +366,11 @@ impl GroupStore {
     }
 
     /// Takes a conversation out of memory, loading it first if need be.
-    fn take(&self, inner: &mut Inner, id: &ConversationId) -> Result<Option<Box<Live>>, StoreError> {
+    pub(super) fn take(
+        &self,
+        inner: &mut Inner,
+        id: &ConversationId,
+    ) -> Result<Option<Box<Live>>, StoreError> {
         if let Some(live) = inner.live.remove(id) {
             self.shared.metrics.record_cache_hits.inc();
             return Ok(Some(live));
@@ -397,7 +415,7 @@ impl Live {
 }
 
 impl Inner {
-    fn put_back(&mut self, id: &ConversationId, live: Option<Box<Live>>) {
+    pub(super) fn put_back(&mut self, id: &ConversationId, live: Option<Box<Live>>) {
         if let Some(live) = live {
             self.live.insert(id.clone(), live);
         }
@@ -419,7 +437,7 @@ impl Inner {
 
     /// Evicts clean records that were not used since the last sweep, when the node's records are over budget.
     /// A sweep looks at every record of the group, so it waits for as many loads as would pay for it.
-    fn sweep_if_over(&mut self, shared: &Shared) {
+    pub(super) fn sweep_if_over(&mut self, shared: &Shared) {
         if self.loads_since_sweep * 4 >= self.live.len() {
             self.sweep(shared);
         }

@@ -9,6 +9,7 @@ mod group;
 mod index;
 mod install;
 mod keys;
+mod marks;
 mod meta;
 mod records;
 mod transfer;

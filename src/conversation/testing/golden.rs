@@ -212,6 +212,7 @@ fn replied(reply: Reply) -> String {
             }
             _ => format!("refused: {refusal}\n"),
         },
+        Reply::Marked { .. } => unreachable!("no script marks"),
         Reply::Settled { .. } => unreachable!("settled() prints these"),
     }
 }

@@ -35,6 +35,7 @@ fn encodings_are_what_they_were() {
     let outcomes = [
         (Outcome::Reply(appended), "01000101ac02ad02b102010207c801"),
         (Outcome::Reply(Reply::Refused(Refusal::Conflict { expected: 1, current: 2 })), "01000104010102"),
+        (Outcome::Reply(Reply::Marked { moved: 300 }), "01000105ac02"),
         (Outcome::NotLeader(Some(5)), "010105000000000000000000000000000000"),
         (Outcome::NotApplied("no".into()), "010202006e6f"),
         (Outcome::Unknown("?".into()), "010301003f"),
@@ -235,6 +236,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         ),
         any::<u64>().prop_map(|version| Reply::Compacted { version }),
         any::<bool>().prop_map(|changed| Reply::Tombstoned { changed }),
+        any::<u32>().prop_map(|moved| Reply::Marked { moved }),
         refusal().prop_map(Reply::Refused),
     ]
 }
