@@ -24,8 +24,9 @@ test: tools ## All tests. Installs the tools they need.
 soak: tools ## The long fault suite: 30 kill cycles and as many of every other fault.
 	FASTPACA_TEST_CYCLES=30 cargo test --locked --test faults -- --include-ignored --nocapture
 	FASTPACA_TEST_CYCLES=30 cargo test --locked --test cluster -- --nocapture
+	FASTPACA_TEST_CYCLES=30 cargo test --locked --test archive -- --nocapture
 
-tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime.
+tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime, Postgres, PgBouncer.
 	@.ci/tools
 
 bench: ## Measure one node, each figure beside its floor.

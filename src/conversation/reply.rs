@@ -63,6 +63,10 @@ pub enum Reply {
     Marked {
         moved: u32,
     },
+    /// To a restored piece; the version it led to.
+    Restored {
+        version: u64,
+    },
     Refused(Refusal),
 }
 

@@ -13,6 +13,7 @@ const COMPACTED: u8 = 2;
 const TOMBSTONED: u8 = 3;
 const REFUSED: u8 = 4;
 const MARKED: u8 = 5;
+const RESTORED: u8 = 6;
 
 const NOT_FOUND: u8 = 0;
 const CONFLICT: u8 = 1;
@@ -54,6 +55,10 @@ impl Reply {
                 out.u8(MARKED);
                 out.varint((*moved).into());
             }
+            Reply::Restored { version } => {
+                out.u8(RESTORED);
+                out.varint(*version);
+            }
             Reply::Refused(refusal) => {
                 out.u8(REFUSED);
                 write_refusal(&mut out, refusal);
@@ -74,6 +79,7 @@ impl Reply {
             COMPACTED => Reply::Compacted { version: input.varint()? },
             TOMBSTONED => Reply::Tombstoned { changed: input.flag()? },
             MARKED => Reply::Marked { moved: input.varint_u32()? },
+            RESTORED => Reply::Restored { version: input.varint()? },
             REFUSED => Reply::Refused(read_refusal(&mut input)?),
             other => return Err(CodecError::UnknownOrdinal { what: "reply", value: other.into() }),
         };

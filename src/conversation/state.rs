@@ -109,6 +109,11 @@ impl Conversation {
         self.archived_version
     }
 
+    /// How many versions the archive lacks.
+    pub fn unarchived(&self) -> u64 {
+        unarchived(self.version, self.archived_version)
+    }
+
     /// A JSON object.
     pub fn metadata(&self) -> &Bytes {
         &self.metadata
@@ -266,6 +271,17 @@ impl Conversation {
         Ok(conversation)
     }
 
+    /// Version and archived version of an encoded record, whose beginning is enough.
+    pub fn peek_archived(beginning: Bytes) -> Result<(u64, Option<u64>), CodecError> {
+        let (mut input, format) = Reader::up_to(beginning, FORMAT)?;
+        input.u8()?;
+        let version = input.varint()?;
+        for _ in ["last seq", "created", "updated", "changed"] {
+            input.varint()?;
+        }
+        Ok((version, if format >= 2 { input.optional()? } else { None }))
+    }
+
     /// What every other function here relies on.
     fn check(&self) -> Result<(), CodecError> {
         let bounded = [self.version, self.last_seq, self.sealed_changes, self.sealed_change_runs];
@@ -317,6 +333,11 @@ impl Conversation {
             );
         }
     }
+}
+
+/// How many versions an archive lacks that has everything up to `archived`; creation is one.
+pub fn unarchived(version: u64, archived: Option<u64>) -> u64 {
+    version + 1 - archived.map_or(0, |archived| archived + 1)
 }
 
 /// The settings that the newest change of settings among `changes` left.

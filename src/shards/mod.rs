@@ -6,11 +6,13 @@
 //! Reading order: `route` decides (pure), `search` repeats that within a deadline, `write` and `read` do the work, `here`
 //! reads what is hosted here, `remote` is what nodes say to each other, `attached` is what all of them work with.
 
+mod archive;
 mod attached;
 mod control;
 mod digests;
 mod fresh;
 mod here;
+mod history;
 mod indexes;
 mod links;
 mod list;
@@ -37,9 +39,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout_at;
 
+pub use self::archive::{Lagging, Look};
 use self::attached::Attached;
 pub use self::control::{ClusterControl, ClusterStatus, ControlError, LinkStatus, NodeStatus, Standing};
 pub use self::digests::ReplicaDigest;
+pub use self::history::{DigestPage, HistoryLimits, HistoryPage, StoredKind, StoredMessage, StoredVersion};
 use self::links::{Links, METHODS};
 use self::local::Local;
 pub use self::placement::Placement;
@@ -145,6 +149,14 @@ impl Shards {
     /// error said.
     pub async fn mark(&self, group: u16, marks: Marks) -> Result<(), WriteError> {
         self.replicate(group, marks.encode()).await.map(|_| ())
+    }
+
+    /// Replicates a command that restores a piece of a conversation, with the time it carries.
+    pub async fn restore(&self, command: Command) -> Result<Reply, WriteError> {
+        if self.refuses_writes() {
+            return Err(WriteError::Draining);
+        }
+        self.replicate(placement::group_of(&command.id), command.encode()).await
     }
 
     async fn replicate(&self, group: u16, command: Bytes) -> Result<Reply, WriteError> {

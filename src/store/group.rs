@@ -16,6 +16,7 @@ use super::fresh::{Fresh, Outside};
 use super::index::IndexError;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
+use super::unarchived::Tracking;
 use super::{Shared, StoreError, keys};
 use crate::conversation::{
     Action, Command, Conversation, ConversationId, Entry, FrameLocation, History, Location, Reply,
@@ -57,6 +58,8 @@ pub(super) struct Inner {
     pub(super) verified: bool,
     /// A snapshot is replacing everything; nothing can be read until it has.
     pub(super) installing: bool,
+    /// What the archive lacks, while that is tracked.
+    pub(super) tracking: Option<Box<Tracking>>,
     loads_since_sweep: usize,
 }
 
@@ -155,6 +158,7 @@ impl GroupStore {
         });
         let (dirty, writing) = conversation.as_ref().map_or((false, false), |c| (c.1, c.2));
         let mut state = conversation.take().map(|c| c.0);
+        let lacked = state.as_ref().map_or(0, Conversation::unarchived);
         let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
         let effects = crate::conversation::apply(&mut state, at.index, &command, &locations, &outside)?;
         if let Some(state) = state {
@@ -162,6 +166,11 @@ impl GroupStore {
                 && let Some(watcher) = inner.watchers.get(&command.id)
             {
                 watcher.send_replace(state.version());
+            }
+            if effects.changed
+                && let Some(tracking) = &mut inner.tracking
+            {
+                tracking.moved(&command.id, lacked, state.unarchived());
             }
             inner.insert(&self.shared, &command.id, state, dirty || effects.changed, writing);
         }

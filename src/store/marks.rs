@@ -17,7 +17,11 @@ impl GroupStore {
         for mark in marks {
             let Some(mut live) = self.take(inner, &mark.id)? else { continue };
             if live.conversation.changed_index() < at.index {
+                let lacked = live.conversation.unarchived();
                 let further = live.conversation.mark_archived(at.index, mark.archived_version);
+                if let Some(tracking) = &mut inner.tracking {
+                    tracking.moved(&mark.id, lacked, live.conversation.unarchived());
+                }
                 live.dirty |= further;
                 moved += u32::from(further);
             }

@@ -13,6 +13,7 @@ mod marks;
 mod meta;
 mod records;
 mod transfer;
+mod unarchived;
 mod value;
 mod verify;
 

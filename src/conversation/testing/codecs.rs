@@ -77,7 +77,30 @@ fn commands() -> Vec<(&'static str, Command)> {
         ),
         ("compact", command(Action::Compact { range, replacement: vec![text(9)], if_version: Some(0) })),
         ("tombstone", command(Action::Tombstone)),
+        ("restore", command(Action::Restore(restored()))),
     ]
+}
+
+fn restored() -> Restore {
+    let settings = Arc::new(Settings::default());
+    let versions = vec![
+        RestoredVersion::Created(settings.clone()),
+        RestoredVersion::Events {
+            inserted_at_ms: 1_700_000_000_200,
+            messages: vec![tool_message(), text(5)],
+        },
+        RestoredVersion::Settings(settings),
+        RestoredVersion::Metadata,
+        RestoredVersion::Compaction {
+            from_seq: 1,
+            to_seq: 2,
+            inserted_at_ms: 1_700_000_000_300,
+            replacement: vec![text(9)],
+        },
+        RestoredVersion::Tombstoned,
+    ];
+    let end = RestoreEnd { metadata: Bytes::from_static(br#"{"a":1}"#), updated_at_ms: 1_700_000_000_400 };
+    Restore { after: None, versions, end: Some(end) }
 }
 
 /// A conversation that has a bit of everything, and more than one run of each kind.

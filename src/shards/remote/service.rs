@@ -20,7 +20,7 @@ use crate::shards::placement::{GROUPS, META_GROUP, group_of};
 use crate::shards::read::await_version;
 use crate::shards::search::Deadline;
 use crate::shards::watcher::WAIT_MAX;
-use crate::shards::{InFlight, ReadError, STARTING, Shards, here};
+use crate::shards::{InFlight, ReadError, STARTING, Shards, here, history};
 use crate::store::GroupStore;
 
 /// Bytes of other nodes' commands at work; more wait. Apart from this node's own proposals, which may in turn wait for
@@ -195,6 +195,9 @@ async fn answer(
         }),
         Question::Events(asked) => {
             here::events(store, id, &asked.into()).await?.map(|page| ReadAnswer::Events(page.into()))
+        }
+        Question::Digests { first, limit } => {
+            history::digests(store, id, first, limit).await?.map(|page| ReadAnswer::Digests(page.into()))
         }
         Question::Changes { after_version, limit_bytes } => {
             here::changes(store, id, after_version, limit_bytes)
