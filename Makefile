@@ -1,6 +1,6 @@
 # `make check` only reads; `make fix` writes.
 .DEFAULT_GOAL := help
-.PHONY: help run check fix test soak tools bench bench-cluster
+.PHONY: help run check fix test soak tools bench bench-cluster bench-archive
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -34,3 +34,6 @@ bench: ## Measure one node, each figure beside its floor.
 
 bench-cluster: ## Measure three nodes beside one: appends, reads, kill -9, graceful stops, a replaced node.
 	cargo bench --locked --bench cluster
+
+bench-archive: tools ## Measure appends with and without an archive, and a backlog beside a bare COPY.
+	cargo bench --locked --bench archive
