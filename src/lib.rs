@@ -9,7 +9,7 @@
 //! ```text
 //! main, cli
 //! server
-//! api, cluster
+//! api, archive, cluster
 //! shards
 //! raft
 //! store
@@ -21,6 +21,7 @@
 //! ```
 
 pub mod api;
+pub mod archive;
 pub mod cli;
 pub mod cluster;
 pub mod config;

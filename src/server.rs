@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::api::{self, App, PeerDoor, PeerIo};
+use crate::archive::{Archive, ArchiveSettings};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
 use crate::journal::{BatchReport, Observer, Options, RealDisk};
@@ -65,6 +66,8 @@ pub enum StartError {
     Threads(io::Error),
     #[error("{0}")]
     ClusterState(String),
+    #[error(transparent)]
+    Archive(#[from] crate::archive::InvalidUrl),
     #[error("token estimator: {0}")]
     Estimator(String),
 }
@@ -143,6 +146,7 @@ pub struct Server {
     shards: Shards,
     node: Arc<Node>,
     cluster: Cluster,
+    archive: Option<Archive>,
     peers: Peers,
     links: PeerRuntime,
     failure: Failure,
@@ -197,8 +201,9 @@ impl Server {
         let settings = cluster_settings(&config, node_id, address);
         let cluster = Cluster::start(settings, parts, file, membership, placement);
         app.set_cluster(Arc::new(cluster.clone()));
+        let archive = start_archive(&config, &shards, &metrics, &cluster)?;
         info!(event = "recovered", groups = node.hosted().len());
-        Ok(Self { address, shards, node, cluster, peers, links, failure, stop, edge })
+        Ok(Self { address, shards, node, cluster, archive, peers, links, failure, stop, edge })
     }
 
     /// The address actually bound.
@@ -218,6 +223,9 @@ impl Server {
         self.stop.cancel();
         if let Err(error) = self.edge.await {
             warn!(event = "edge_failed", %error);
+        }
+        if let Some(archive) = self.archive {
+            archive.stop().await;
         }
         self.cluster.stop().await;
         self.peers.close();
@@ -261,6 +269,24 @@ async fn start_node(
     };
     note_failures(failure.clone(), index_dir);
     Ok(Node::start(settings, Arc::new(disk), peers, metrics.clone(), failure.clone()).await?)
+}
+
+fn start_archive(
+    config: &Config,
+    shards: &Shards,
+    metrics: &Metrics,
+    cluster: &Cluster,
+) -> Result<Option<Archive>, StartError> {
+    let Some(url) = config.postgres_url.clone() else { return Ok(None) };
+    let settings = ArchiveSettings {
+        url,
+        flush_interval: config.flush_interval,
+        batch_rows: config.flush_batch_size,
+        connections: config.postgres_pool_size,
+        migrate: config.migrate,
+    };
+    let cluster = cluster.clone();
+    Ok(Some(Archive::start(settings, shards.clone(), metrics.clone(), move || cluster.id())?))
 }
 
 fn cluster_settings(config: &Config, node_id: u128, address: SocketAddr) -> ClusterSettings {

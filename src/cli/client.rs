@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -37,8 +37,8 @@ pub(super) enum ClientError {
     #[error("{to} did not answer: {why}")]
     NoAnswer { to: String, why: String },
     /// What the server said.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{said}")]
+    Refused { status: u16, current_version: Option<u64>, said: String },
 }
 
 /// Where requests go.
@@ -68,13 +68,18 @@ impl Client {
 
     /// The answer's JSON, null if it has no body.
     pub(super) async fn ask(&self, method: Method, path: &str) -> Result<Value, ClientError> {
+        self.send(method, path, Bytes::new()).await
+    }
+
+    /// As [`Client::ask`], with a body.
+    pub(super) async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
         let (io, address) = self.connect().await?;
         let answered = async {
             match &self.tls {
-                None => self.speak(io, method, path).await,
+                None => self.speak(io, method, path, body).await,
                 Some(tls) => {
                     let io = tls.connect(address.ip(), io).await.map_err(|error| error.to_string())?;
-                    self.speak(io, method, path).await
+                    self.speak(io, method, path, body).await
                 }
             }
         };
@@ -86,7 +91,9 @@ impl Client {
             return Ok(value);
         }
         let said = value["message"].as_str().map(str::to_owned);
-        Err(ClientError::Refused(said.unwrap_or_else(|| format!("{} answered {status}", self.name()))))
+        let said = said.unwrap_or_else(|| format!("{} answered {status}", self.name()));
+        let current_version = value["current_version"].as_u64();
+        Err(ClientError::Refused { status: status.as_u16(), current_version, said })
     }
 
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), ClientError> {
@@ -104,7 +111,13 @@ impl Client {
         Err(unreachable(why))
     }
 
-    async fn speak<IO>(&self, io: IO, method: Method, path: &str) -> Result<(StatusCode, Bytes), String>
+    async fn speak<IO>(
+        &self,
+        io: IO,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), String>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -116,7 +129,7 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
+        let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

@@ -104,6 +104,11 @@ pub(super) struct Inner {
 }
 
 impl Cluster {
+    /// The cluster this node belongs to, once it does.
+    pub fn id(&self) -> Option<u128> {
+        self.0.cluster.lock().map(|ClusterId(id)| id)
+    }
+
     /// Starts to meet others, within the runtime of requests. `placement` gets who hosts what, as soon as that is known.
     pub fn start(
         settings: ClusterSettings,

@@ -52,7 +52,7 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// The secret itself; for digests and signatures only.
+    /// The secret itself; for digests, signatures and connections only.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -121,6 +121,13 @@ pub struct Config {
     pub message_cache_bytes: u64,
     pub window_cache_bytes: u64,
     pub index_cache_bytes: u64,
+
+    /// `None` = no archive.
+    pub postgres_url: Option<Secret>,
+    pub postgres_pool_size: usize,
+    pub flush_interval: Duration,
+    pub flush_batch_size: usize,
+    pub migrate: bool,
 }
 
 impl Config {
@@ -166,6 +173,11 @@ impl Config {
             message_cache_bytes: 0,
             window_cache_bytes: 0,
             index_cache_bytes: 0,
+            postgres_url: None,
+            postgres_pool_size: 0,
+            flush_interval: Duration::ZERO,
+            flush_batch_size: 0,
+            migrate: true,
         }
     }
 
