@@ -1,6 +1,6 @@
 # `make check` only reads; `make fix` writes.
 .DEFAULT_GOAL := help
-.PHONY: help run check fix test soak tools bench bench-cluster advise-proof
+.PHONY: help run check fix test soak tools bench bench-cluster bench-archive advise-proof
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -24,8 +24,9 @@ test: tools ## All tests. Installs the tools they need.
 soak: tools ## The long fault suite: 30 kill cycles and as many of every other fault.
 	FASTPACA_TEST_CYCLES=30 cargo test --locked --test faults -- --include-ignored --nocapture
 	FASTPACA_TEST_CYCLES=30 cargo test --locked --test cluster -- --nocapture
+	FASTPACA_TEST_CYCLES=30 cargo test --locked --test archive -- --nocapture
 
-tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime, nginx, docker-compose, kubectl.
+tools: ## Install what the tests call: strace, promtool, curl, ip, nft, faketime, Postgres, PgBouncer, nginx, docker-compose, kubectl.
 	@.ci/tools
 
 bench: ## Measure one node, each figure beside its floor.
@@ -33,6 +34,9 @@ bench: ## Measure one node, each figure beside its floor.
 
 bench-cluster: ## Measure three nodes beside one: appends, reads, kill -9, graceful stops, a replaced node.
 	cargo bench --locked --bench cluster
+
+bench-archive: tools ## Measure appends with and without an archive, and a backlog beside a bare COPY.
+	cargo bench --locked --bench archive
 
 advise-proof: ## Hold what `fastpaca advise plan` predicts beside what the server takes (about 5 minutes).
 	cargo bench --locked --bench advise

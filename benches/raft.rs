@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fastpaca::conversation::{Action, ConversationId, NewMessage, PartKind, PartMeta, RoleKind, ToolRef};
 use fastpaca::journal::{Class, Draft, FrameKind, Journal, Options, RealDisk, ScanFrom};
 use fastpaca::metrics::Metrics;
-use fastpaca::peer::{PeerSettings, Peers, Secrets};
+use fastpaca::peer::{PROTOCOLS, PeerSettings, Peers, Secrets};
 use fastpaca::raft::{NoPeers, Node, NodeSettings, RecoverySettings};
 use fastpaca::shards::placement::GROUPS;
 use fastpaca::shards::{Placement, Shards};
@@ -154,6 +154,8 @@ fn no_links() -> Peers {
         node_id: NODE,
         name: "bench".into(),
         incarnation: 1,
+        protocols: PROTOCOLS,
+        marks: Vec::new(),
         cluster: None,
         listen_port: 0,
         advertise: None,

@@ -4,6 +4,7 @@
 //! standard error. Standard output carries answers only; logs go to standard error.
 
 mod advise;
+mod archive;
 mod client;
 mod cluster;
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::advise::AdviseArgs;
+use self::archive::{ArchiveArgs, RestoreArgs};
 use self::cluster::ClusterArgs;
 use crate::config::{self, Config, ConfigError, ProcessEnvironment, Settings};
 use crate::{logging, server};
@@ -45,6 +47,12 @@ enum Command {
         #[arg(long)]
         sample: bool,
     },
+    /// Bring the schema of the archive in FASTPACA_POSTGRES_URL up to date.
+    Migrate,
+    /// Compare a cluster with its archive. Uses the first of FASTPACA_API_KEY.
+    Archive(ArchiveArgs),
+    /// Fill an empty cluster from an archive. Uses the first of FASTPACA_API_KEY.
+    Restore(RestoreArgs),
     /// Look at a cluster, and change who is in it. Uses the first of FASTPACA_API_KEY.
     Cluster(ClusterArgs),
     /// Size, scale and watch a system: what a workload needs, and whether a running one is fine.
@@ -64,18 +72,31 @@ pub fn run(cli: Cli) -> ExitCode {
             Ok(settings) => answer(&settings.render()),
             Err(error) => refuse(&error),
         },
+        Some(Command::Migrate) => match settings() {
+            Ok(settings) => ask(archive::migrate(settings.config())),
+            Err(error) => refuse(&error),
+        },
+        Some(Command::Archive(args)) => match settings() {
+            Ok(settings) => ask(archive::run(&args, settings.config())),
+            Err(error) => refuse(&error),
+        },
+        Some(Command::Restore(args)) => match settings() {
+            Ok(settings) => ask(archive::restore(&args, settings.config())),
+            Err(error) => refuse(&error),
+        },
         Some(Command::Cluster(args)) => match settings() {
-            Ok(settings) => ask(&args, settings.config()),
+            Ok(settings) => ask(cluster::run(&args, settings.config())),
             Err(error) => refuse(&error),
         },
         Some(Command::Advise(args)) => advise::run(&args, &settings),
     }
 }
 
-fn ask(args: &ClusterArgs, config: &Config) -> ExitCode {
+/// Waits for an answer and prints it.
+fn ask<E: std::fmt::Display>(answering: impl Future<Output = Result<String, E>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let asked = match &runtime {
-        Ok(runtime) => runtime.block_on(cluster::run(args, config)).map_err(|error| error.to_string()),
+        Ok(runtime) => runtime.block_on(answering).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match asked {

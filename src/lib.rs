@@ -9,7 +9,7 @@
 //! ```text
 //! main, cli
 //! server, advise
-//! api, cluster
+//! api, archive, cluster
 //! shards
 //! raft
 //! store
@@ -22,6 +22,7 @@
 
 pub mod advise;
 pub mod api;
+pub mod archive;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -32,7 +32,7 @@ const CALL_SECONDS: &[f64] =
 /// The lanes of a link, by their numbers.
 const LANES: [&str; 3] = ["control", "log", "bulk"];
 /// Why a handshake was refused, by the reasons' numbers.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 10] = [
     "other",
     "malformed",
     "wrong_secret",
@@ -42,7 +42,24 @@ const REFUSALS: [&str; 9] = [
     "same_id",
     "yourself",
     "full",
+    "outdated_data",
 ];
+/// Why the archive was not written, by the kinds' numbers.
+const ARCHIVE_FAILURES: [&str; 12] = [
+    "other",
+    "connection",
+    "denied",
+    "schema",
+    "read_only",
+    "disk_full",
+    "pool_exhausted",
+    "timeout",
+    "data",
+    "conflict",
+    "log",
+    "mark",
+];
+const FLUSH_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const CHECKPOINT_SECONDS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 macro_rules! metrics {
@@ -75,6 +92,7 @@ macro_rules! metrics {
     (@type StatusClasses) => { StatusClasses };
     (@type LaneCounters) => { Children<IntCounter> };
     (@type LaneHistograms) => { Children<Histogram> };
+    (@type ArchiveFailures) => { Children<IntCounter> };
     (@type RefusalCounters) => { Children<IntCounter> };
     (@make Counter () $name:literal, $help:expr) => { valid(IntCounter::new($name, $help)) };
     (@make Gauge () $name:literal, $help:expr) => { valid(IntGauge::new($name, $help)) };
@@ -92,6 +110,9 @@ macro_rules! metrics {
         let options = HistogramOpts::new($name, $help).buckets($buckets.to_vec());
         Family::new(valid(HistogramVec::new(options, &["lane"])), &LANES)
     }};
+    (@make ArchiveFailures () $name:literal, $help:expr) => {
+        Family::new(valid(IntCounterVec::new(Opts::new($name, $help), &["kind"])), &ARCHIVE_FAILURES)
+    };
     (@make RefusalCounters () $name:literal, $help:expr) => {
         Family::new(valid(IntCounterVec::new(Opts::new($name, $help), &["reason"])), &REFUSALS)
     };
@@ -106,8 +127,23 @@ metrics! {
     snapshot_token_count: Histogram(TOKENS) = "fastpaca_snapshot_token_count",
     /// Compaction requests that were applied.
     compaction_requests_total: Counter() = "fastpaca_compaction_requests_total",
-    /// Committed messages not yet written to the archive; 0 while no archive is configured.
+    /// Committed versions (messages, and other changes) of the groups led here that the archive lacks, as far as they
+    /// were counted since this node came to lead; 0 while no archive is configured.
     raft_pending_flush_messages: Gauge() = "fastpaca_raft_pending_flush_messages",
+    /// For how long the archive has lacked something of the groups led here, in seconds; 0 when it lacks nothing.
+    archive_lag_seconds: Float() = "fastpaca_archive_lag_seconds",
+    /// Time to write one batch to the archive, in seconds.
+    archive_flush_seconds: Histogram(FLUSH_SECONDS) = "fastpaca_archive_flush_seconds",
+    /// Rows in one batch written to the archive.
+    archive_batch_rows: Histogram(COUNTS) = "fastpaca_archive_batch_rows",
+    /// Rows sent to the archive in batches that were committed.
+    archive_rows_attempted_total: Counter() = "fastpaca_archive_rows_attempted_total",
+    /// Rows of those that the archive did not have yet.
+    archive_rows_inserted_total: Counter() = "fastpaca_archive_rows_inserted_total",
+    /// Failures to write the archive, by kind.
+    archive_failures: ArchiveFailures() = "fastpaca_archive_failures_total",
+    /// Conversations of the groups led here that are not archived, since the archive holds something else for them.
+    archive_stopped_conversations: Gauge() = "fastpaca_archive_stopped_conversations",
     /// Heartbeats sent to other nodes; one tells of all groups.
     heartbeats_total: Counter() = "fastpaca_heartbeats_total",
     /// Events appended.

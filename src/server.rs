@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::api::{self, App, PeerDoor, PeerIo};
+use crate::archive::{Archive, ArchiveSettings};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
 use crate::journal::{BatchReport, Observer, Options, RealDisk};
@@ -63,6 +64,10 @@ pub enum StartError {
     Tls(#[from] crate::tls::TlsError),
     #[error("starting the threads of links to other nodes: {0}")]
     Threads(io::Error),
+    #[error("{0}")]
+    ClusterState(String),
+    #[error(transparent)]
+    Archive(#[from] crate::archive::InvalidUrl),
     #[error("token estimator: {0}")]
     Estimator(String),
 }
@@ -141,6 +146,7 @@ pub struct Server {
     shards: Shards,
     node: Arc<Node>,
     cluster: Cluster,
+    archive: Option<Archive>,
     peers: Peers,
     links: PeerRuntime,
     failure: Failure,
@@ -175,13 +181,15 @@ impl Server {
         let node_id = node_id(&config.data_dir).map_err(in_data_dir)?;
         let (file, membership) = DurableFile::open(&config.data_dir).map_err(in_data_dir)?;
         let links = PeerRuntime::start().map_err(StartError::Threads)?;
-        let settings = PeerSettings::of(&config, node_id, file.incarnation(), address.port())?;
+        let start = (file.incarnation(), file.marks());
+        let settings = PeerSettings::of(&config, node_id, start, address.port())?;
         if settings.secrets.is_open() && !config.cluster_seeds.is_empty() {
             warn!(event = "cluster_is_open", reason = OPEN_CLUSTER);
         }
         let peers = Peers::start(settings, links.handle(), Handle::current(), metrics.clone());
         app.set_peer_door(Arc::new(Door(peers.clone())));
         let node = Arc::new(start_node(&config, node_id, peers.clone(), &metrics, &failure).await?);
+        cluster::remember_marks(&node, &peers).await.map_err(StartError::ClusterState)?;
         node.meet_peers(&peers, &links.handle());
         let placement = watch::Sender::new(Arc::new(Placement::new([])));
         shards.attach(node.clone(), peers.clone(), placement.subscribe());
@@ -194,8 +202,9 @@ impl Server {
         let settings = cluster_settings(&config, node_id, address);
         let cluster = Cluster::start(settings, parts, file, membership, placement);
         app.set_cluster(Arc::new(cluster.clone()));
+        let archive = start_archive(&config, &shards, &metrics, &cluster)?;
         info!(event = "recovered", groups = node.hosted().len());
-        Ok(Self { address, shards, node, cluster, peers, links, failure, stop, edge })
+        Ok(Self { address, shards, node, cluster, archive, peers, links, failure, stop, edge })
     }
 
     /// The address actually bound.
@@ -215,6 +224,9 @@ impl Server {
         self.stop.cancel();
         if let Err(error) = self.edge.await {
             warn!(event = "edge_failed", %error);
+        }
+        if let Some(archive) = self.archive {
+            archive.stop().await;
         }
         self.cluster.stop().await;
         self.peers.close();
@@ -258,6 +270,24 @@ async fn start_node(
     };
     note_failures(failure.clone(), index_dir);
     Ok(Node::start(settings, Arc::new(disk), peers, metrics.clone(), failure.clone()).await?)
+}
+
+fn start_archive(
+    config: &Config,
+    shards: &Shards,
+    metrics: &Metrics,
+    cluster: &Cluster,
+) -> Result<Option<Archive>, StartError> {
+    let Some(url) = config.postgres_url.clone() else { return Ok(None) };
+    let settings = ArchiveSettings {
+        url,
+        flush_interval: config.flush_interval,
+        batch_rows: config.flush_batch_size,
+        connections: config.postgres_pool_size,
+        migrate: config.migrate,
+    };
+    let cluster = cluster.clone();
+    Ok(Some(Archive::start(settings, shards.clone(), metrics.clone(), move || cluster.id())?))
 }
 
 fn cluster_settings(config: &Config, node_id: u128, address: SocketAddr) -> ClusterSettings {

@@ -115,6 +115,7 @@ fn the_sample_uncommented_changes_nothing_but_what_has_no_default() {
     expected.tls_cert.clone_from(&settings.config().tls_cert);
     expected.tls_key.clone_from(&settings.config().tls_key);
     expected.tls_ca.clone_from(&settings.config().tls_ca);
+    expected.postgres_url.clone_from(&settings.config().postgres_url);
     assert_eq!(settings.config(), &expected);
     assert!(!expected.node_name.is_empty() && !expected.api_keys.is_empty());
 }

@@ -68,7 +68,7 @@ pub(crate) async fn run(dir: &Path, seconds: f64) -> Result<(), Error> {
 async fn prove(dir: &Path, workload: &Workload, measure: Duration) -> Result<Vec<Row>, Error> {
     let load = Load::of(workload);
     let limits = NodeLimits::of(workload, &load, 1);
-    let advised = settings(workload, 1, &limits, None, &Known::this_build());
+    let advised = settings(workload, 1, &limits, &Known::this_build());
     let advised: Vec<(String, String)> =
         advised.into_iter().filter(|s| s.value != PER_SITE).map(|s| (s.name.to_owned(), s.value)).collect();
     let server = Server::start(dir, &advised)?;

@@ -53,7 +53,7 @@ pub const STREAMS: Rule = Rule {
     title: "CPU of streams",
     formula: "frames/s × frame_us",
     inputs: "load.streams, figures.frame_us",
-    source: "`cargo bench --bench advise -- points`",
+    source: "an estimate, not measured: 40 µs a frame",
     departs: "",
 };
 

@@ -1,7 +1,8 @@
 //! What work costs on a machine: the figures that turn a load into cores and bytes.
 //!
-//! The built-in ones were measured with this project's benches on one machine, and say so. A calibration
-//! (`fastpaca advise calibrate`) replaces those that depend on the machine most.
+//! Most of the built-in ones were measured with this project's benches on one machine; those that are estimates are
+//! marked where they stand, and by the rules that use them. A calibration (`fastpaca advise calibrate`) replaces those that
+//! depend on the machine most.
 
 use serde::{Deserialize, Serialize};
 
@@ -79,9 +80,11 @@ pub struct Figures {
 pub const FIGURES: Rule = Rule {
     id: "figures",
     title: "what work costs on a machine",
-    formula: "measured; `fastpaca advise plan --format json` shows all of them, `fastpaca advise calibrate` measures those that depend on the machine",
+    formula: "most are measured, some are estimates (see below); `fastpaca advise plan --format json` shows all of them, `fastpaca advise calibrate` measures those that depend on the machine",
     inputs: "--calibration",
-    source: "`cargo bench --bench advise -- points` at b6beac3 and docs/benchmarks.md, both of 21 November 2026 on two cores of an AMD EPYC",
+    source: "`cargo bench --bench advise -- points` at b6beac3 and docs/benchmarks.md, both of 21 November 2026 on two cores of an AMD EPYC. \
+             Estimates, not measured: frame_us, stream_bytes, connection_bytes, work_bytes, checkpoint_bytes_per_append_second, and \
+             fsync_p50_ms and fsync_p99_ms until a calibration. The plan as a whole has not been held against a loaded server yet.",
     departs: "an append at 20 a second costs ten times what it costs at 20,000: figures of a server under full load, which is what benchmarks usually give, \
               are too small for a calm one. How a cluster's costs fall with its rate has not been measured; they are taken to fall as one node's do.",
 };
@@ -105,6 +108,7 @@ impl Figures {
             window_cold_us: 173.0,
             window_cold_seconds: 0.01,
             window_repeat_us: 22.0,
+            // An estimate.
             frame_us: 40.0,
             idle_cores: 0.007,
             cluster_idle_cores: 0.014,
@@ -116,6 +120,7 @@ impl Figures {
             quiet_seconds: 0.2,
             index_bytes_per_conversation: 800.0,
             index_bytes_per_message: 35.0,
+            // Estimates, until a calibration.
             fsync_p50_ms: 0.15,
             fsync_p99_ms: 0.5,
             base_bytes: 82.5e6,
@@ -124,6 +129,7 @@ impl Figures {
             ring_bytes_per_append: 1_200.0,
             record_bytes_per_conversation: 600.0,
             heap_factor: 1.4,
+            // Estimates, these four.
             stream_bytes: 30e3,
             connection_bytes: 20e3,
             work_bytes: (16 * MIB) as f64,

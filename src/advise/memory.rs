@@ -59,16 +59,17 @@ pub const STREAMS: Rule = Rule {
     title: "connections and streams",
     formula: "streams × stream_bytes + active users × connection_bytes, one node of several being lost",
     inputs: "load.streams, load.active_users, figures.stream_bytes, figures.connection_bytes",
-    source: "`cargo bench --bench advise -- points`",
-    departs: "StudyGuru counts 50 to 100 MB for 100 connections, for Python objects and model state; here it is tens of kilobytes each",
+    source: "estimates, not measured: 30 kB a stream, 20 kB a connection; `fastpaca advise check` shows what a running node takes",
+    departs: "StudyGuru counts 50 to 100 MB for 100 connections, for Python objects and model state; here tens of kilobytes each are assumed",
 };
 
 pub const WORK: Rule = Rule {
     id: "memory.work",
     title: "requests under way, the journal's queue, a checkpoint",
-    formula: "peak appends × checkpoint_bytes_per_append_second + 2 × FASTPACA_BATCH_BODY_MAX_BYTES (8 MiB) + the journal's buffers (16 MiB)",
-    inputs: "load.appends, figures.checkpoint_bytes_per_append_second",
-    source: "this server: the queue of the journal is bounded by 32 MiB and mostly empty; `cargo bench --bench advise -- points`",
+    formula: "peak appends × checkpoint_bytes_per_append_second + work_bytes (16 MiB, for bodies of requests and the journal's buffers)",
+    inputs: "load.appends, figures.checkpoint_bytes_per_append_second, figures.work_bytes",
+    source: "this server: the queue of the journal is bounded by 32 MiB and mostly empty. Estimates, not measured: 2,000 bytes for each append a second, 16 MiB of \
+             buffers.",
     departs: "StudyGuru has 4 to 8 GB for each model request, which does not run here",
 };
 

@@ -136,10 +136,6 @@ impl Plan {
         known: &Known,
     ) -> Result<Plan, BadInput> {
         workload.check()?;
-        if workload.postgres && !known.has_archive() {
-            let why = "this build has no archive in Postgres".to_owned();
-            return Err(BadInput::Impossible { option: "postgres", why });
-        }
         let catalogue = catalogue.only(workload.provider.as_deref())?;
         let nodes = topology::nodes(&workload, &figures)?;
         let load = Load::of(&workload);
@@ -149,8 +145,8 @@ impl Plan {
         let postgres = workload.postgres.then(|| Postgres::of(&load, nodes));
         let mut plan = Plan {
             schema_version: SCHEMA_VERSION,
-            topologies: topology::options(&workload, &figures, &catalogue, nodes, known.has_archive()),
-            settings: settings::settings(&workload, nodes, &limits, postgres.as_ref(), known),
+            topologies: topology::options(&workload, &figures, &catalogue, nodes),
+            settings: settings::settings(&workload, nodes, &limits, known),
             kernel: Kernel::of(&workload, &load, nodes, &limits),
             container: Container::of(&tiers[1], node.memory.resident_bytes()),
             growth: timeline::timeline(&workload, &figures, nodes, &tiers[1], &limits, &catalogue),

@@ -306,8 +306,12 @@ fn postgres_section(plan: &Plan) -> Section {
             &super::postgres::DATABASE,
         ),
         row(
-            "messages of a flush at the peak",
-            number(postgres.messages_per_flush_peak),
+            "to be written between two looks, at the peak",
+            format!(
+                "{} messages, {} batches",
+                number(postgres.messages_per_flush_peak),
+                count(postgres.batches_per_flush_peak.ceil() as u64)
+            ),
             &super::postgres::FLUSH,
         ),
     ];

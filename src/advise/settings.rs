@@ -5,7 +5,6 @@
 use serde::Serialize;
 
 use super::load::Load;
-use super::postgres::Postgres;
 use super::rule::Rule;
 use super::units::{MIB, doubling, setting_size};
 use super::workload::Workload;
@@ -23,19 +22,8 @@ impl Known {
         Known(crate::config::variables())
     }
 
-    /// Those of this build and some more, for tests of what other builds are told.
-    pub fn with(mut self, names: &[(&str, &'static str)]) -> Known {
-        self.0.extend(names.iter().map(|(name, default)| ((*name).to_owned(), Some(*default))));
-        self
-    }
-
     pub fn knows(&self, name: &str) -> bool {
         self.0.iter().any(|(known, _)| known == name)
-    }
-
-    /// Whether the nodes can write to an archive.
-    pub fn has_archive(&self) -> bool {
-        self.knows("FASTPACA_POSTGRES_URL")
     }
 
     fn default(&self, name: &str) -> Option<&'static str> {
@@ -153,13 +141,7 @@ pub fn window_bytes(workload: &Workload) -> f64 {
 }
 
 /// All that differ from their defaults.
-pub fn settings(
-    workload: &Workload,
-    nodes: u64,
-    limits: &NodeLimits,
-    postgres: Option<&Postgres>,
-    known: &Known,
-) -> Vec<Setting> {
+pub fn settings(workload: &Workload, nodes: u64, limits: &NodeLimits, known: &Known) -> Vec<Setting> {
     let mut all = Advised { known, settings: Vec::new() };
     let own = || PER_SITE.to_owned();
     all.add(
@@ -198,11 +180,8 @@ pub fn settings(
         );
     }
     limit_settings(&mut all, workload, nodes, limits);
-    if let Some(postgres) = postgres {
+    if workload.postgres {
         all.add("FASTPACA_POSTGRES_URL", own(), "the archive's database, or PgBouncer in front of it".into());
-        let per_flush = super::units::number(postgres.messages_per_flush_peak);
-        let why = format!("{per_flush} messages arrive at a node between two flushes at the peak");
-        all.add("FASTPACA_FLUSH_BATCH_SIZE", postgres.flush_batch_size.to_string(), why);
     }
     all.settings
 }

@@ -236,7 +236,7 @@ pub static THRESHOLDS: &[Threshold] = &[
         now: Some(500_000.0),
         minutes: 10,
         essential: false,
-        action: "look at Postgres: is it up, are its connections used up, is its disk slow? Then larger batches",
+        action: "look at Postgres: is it up, are its connections used up, is its disk slow? docs/archive.md says what may stop it",
         source: "ten batches of 5,000 (Fastpaca) for 10 minutes, as Orion's queue of tasks for more than 10 minutes",
     },
     Threshold {

@@ -82,25 +82,14 @@ pub fn nodes(workload: &Workload, figures: &Figures) -> Result<u64, BadInput> {
 }
 
 /// Every option, the chosen one marked.
-pub fn options(
-    workload: &Workload,
-    figures: &Figures,
-    catalogue: &Catalogue,
-    chosen: u64,
-    archive: bool,
-) -> Vec<Topology> {
+pub fn options(workload: &Workload, figures: &Figures, catalogue: &Catalogue, chosen: u64) -> Vec<Topology> {
     let more = if chosen > 3 { chosen } else { 5 };
-    let mut all = vec![(1, false), (3, false)];
-    if archive {
-        all.push((3, true));
-    }
-    all.push((more, archive && workload.postgres));
-    let mut options: Vec<Topology> = all
+    let mut options: Vec<Topology> = [(1, false), (3, false), (3, true), (more, workload.postgres)]
         .into_iter()
         .map(|(nodes, archive)| option(workload, figures, catalogue, nodes, archive))
         .collect();
     for option in &mut options {
-        option.chosen = option.nodes == chosen && option.archive == (workload.postgres && (chosen > 1));
+        option.chosen = option.nodes == chosen && option.archive == workload.postgres;
     }
     if !options.iter().any(|option| option.chosen) {
         let mut single = option(workload, figures, catalogue, chosen, workload.postgres);

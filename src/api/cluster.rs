@@ -156,6 +156,7 @@ fn describe_node(node: &NodeStatus) -> Value {
         "leaders": node.leaders,
         "lag": node.lag,
         "incarnation": node.incarnation,
+        "protocol": [node.protocol.0, node.protocol.1],
     })
 }
 

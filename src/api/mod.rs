@@ -7,6 +7,7 @@
 //! would have to survive.
 
 mod accept;
+mod archive;
 mod auth;
 mod body;
 mod cluster;
@@ -32,7 +33,7 @@ mod wire;
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::routing::{MethodFilter, MethodRouter, get, on};
+use axum::routing::{MethodFilter, MethodRouter, get, on, post};
 use utoipa::openapi::path::Operation;
 
 use self::dialect::Dialect;
@@ -107,7 +108,10 @@ pub(crate) fn routes() -> impl Iterator<Item = (Dialect, Route)> {
 
 fn router(app: &std::sync::Arc<AppState>) -> Router {
     let scope = Scope { app: app.clone(), dialect: Dialect::Conversations };
-    let undocumented = Router::new().route("/internal/digests", get(cluster::digests).with_state(scope));
+    let undocumented = Router::new()
+        .route("/internal/digests", get(cluster::digests).with_state(scope.clone()))
+        .route("/internal/versions", get(archive::digests).with_state(scope.clone()))
+        .route("/internal/restore", post(archive::restore).with_state(scope));
     routes().fold(undocumented, |router, (dialect, Route { path, handler, .. })| {
         router.route(&path, handler.with_state(Scope { app: app.clone(), dialect }))
     })

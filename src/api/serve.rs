@@ -240,35 +240,3 @@ impl http_body::Body for Answering {
         self.body.size_hint()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-    use crate::metrics::Metrics;
-    use crate::shards::Shards;
-    use crate::store::Failure;
-    use crate::tokens::Estimator;
-
-    #[tokio::test]
-    async fn a_node_that_is_about_to_stop_asks_clients_to_leave() {
-        let shards = Shards::new(Failure::default(), Duration::from_secs(1));
-        let config = Config::for_test("/nonexistent");
-        let estimator = Estimator::new(&config.token_estimator).unwrap();
-        let app = App::new(shards.clone(), estimator, Arc::new(config), Metrics::new());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/health/live", listener.local_addr().unwrap());
-        let stop = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, app, stop.clone()));
-        let client = reqwest::Client::new();
-        let asked_to_close = async || {
-            let response = client.get(&url).send().await.unwrap();
-            response.headers().get(CONNECTION).map(|value| value.to_str().unwrap().to_owned())
-        };
-        assert_eq!(asked_to_close().await, None);
-        shards.leave();
-        assert_eq!(asked_to_close().await.as_deref(), Some("close"));
-        stop.cancel();
-        serving.await.unwrap();
-    }
-}

@@ -1,11 +1,12 @@
 //! One HTTP request to a node, and its answer: for commands, which make few and wait for each.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -27,7 +28,7 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 pub(super) enum ClientError {
     #[error("--url {0:?} is no http://HOST:PORT or https://HOST:PORT")]
     Url(String),
-    #[error("https needs FASTPACA_TLS_CA (or FASTPACA_TLS_CERT), to know whom to trust")]
+    #[error("https needs --ca or FASTPACA_TLS_CA, to know whom to trust")]
     NoAuthority,
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
@@ -36,8 +37,8 @@ pub(super) enum ClientError {
     #[error("{to} did not answer: {why}")]
     NoAnswer { to: String, why: String },
     /// What the server said.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{said}")]
+    Refused { status: u16, current_version: Option<u64>, said: String },
 }
 
 /// Where requests go.
@@ -49,15 +50,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// To `url`, or to the node that these settings would start.
-    pub(super) fn new(url: Option<&str>, config: &Config) -> Result<Client, ClientError> {
-        let url = url.map_or_else(|| url_of(config), str::to_owned);
-        let (https, host, port) = split(&url).ok_or_else(|| ClientError::Url(url.clone()))?;
-        let authority = config.tls_ca.as_ref().or(config.tls_cert.as_ref());
+    /// To `url`, or to the node that these settings would start. Trusts what `ca` signed, or whom such a node trusts.
+    pub(super) fn new(url: Option<&str>, ca: Option<&Path>, config: &Config) -> Result<Client, ClientError> {
+        let given = url.map_or_else(|| url_of(config), str::to_owned);
+        let (https, host, port) = split(&given).ok_or_else(|| ClientError::Url(given.clone()))?;
+        let authority = ca.or(config.tls_ca.as_deref()).or(config.tls_cert.as_deref());
         let tls = match (https, authority) {
             (false, _) => None,
             (true, None) => return Err(ClientError::NoAuthority),
-            (true, Some(ca)) => Some(Dialler::new(ca, std::slice::from_ref(&host))?),
+            (true, Some(ca)) if url.is_some() => Some(Dialler::new(ca, std::slice::from_ref(&host))?),
+            // The node of these settings is dialled by address, and known by the names that nodes are known by.
+            (true, Some(ca)) => Some(Dialler::new(ca, &config.tls_names())?),
         };
         let key = config.api_keys.first().map(|key| key.expose().to_owned());
         Ok(Client { host, port, tls, key })
@@ -71,24 +74,29 @@ impl Client {
 
     /// The answer's JSON, null if it has no body.
     pub(super) async fn ask(&self, method: Method, path: &str) -> Result<Value, ClientError> {
-        let body = self.exchange(method, path).await?;
+        self.send(method, path, Bytes::new()).await
+    }
+
+    /// As [`Client::ask`], with a body.
+    pub(super) async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
+        let body = self.exchange(method, path, body).await?;
         Ok(serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
     /// The answer as text.
     pub(super) async fn ask_text(&self, path: &str) -> Result<String, ClientError> {
-        let body = self.exchange(Method::GET, path).await?;
+        let body = self.exchange(Method::GET, path, Bytes::new()).await?;
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let (io, address) = self.connect().await?;
         let answered = async {
             match &self.tls {
-                None => self.speak(io, method, path).await,
+                None => self.speak(io, method, path, body).await,
                 Some(tls) => {
                     let io = tls.connect(address.ip(), io).await.map_err(|error| error.to_string())?;
-                    self.speak(io, method, path).await
+                    self.speak(io, method, path, body).await
                 }
             }
         };
@@ -100,7 +108,9 @@ impl Client {
         }
         let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let said = value["message"].as_str().map(str::to_owned);
-        Err(ClientError::Refused(said.unwrap_or_else(|| format!("{} answered {status}", self.name()))))
+        let said = said.unwrap_or_else(|| format!("{} answered {status}", self.name()));
+        let current_version = value["current_version"].as_u64();
+        Err(ClientError::Refused { status: status.as_u16(), current_version, said })
     }
 
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), ClientError> {
@@ -118,7 +128,13 @@ impl Client {
         Err(unreachable(why))
     }
 
-    async fn speak<IO>(&self, io: IO, method: Method, path: &str) -> Result<(StatusCode, Bytes), String>
+    async fn speak<IO>(
+        &self,
+        io: IO,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), String>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -130,7 +146,7 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
+        let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

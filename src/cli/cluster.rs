@@ -1,5 +1,7 @@
 //! `fastpaca cluster`: shows the cluster and changes who is in it, by asking one of its nodes.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -14,6 +16,10 @@ pub(super) struct ClusterArgs {
     /// Ask this node [default: the one of FASTPACA_LISTEN, on this machine].
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
+
+    /// Trust what the certificates in this PEM file signed, for https [default: FASTPACA_TLS_CA].
+    #[arg(long, global = true, value_name = "PATH")]
+    ca: Option<PathBuf>,
 
     #[command(subcommand)]
     command: ClusterCommand,
@@ -37,7 +43,7 @@ enum ClusterCommand {
 
 /// Asks, and answers what to print.
 pub(super) async fn run(args: &ClusterArgs, config: &Config) -> Result<String, ClientError> {
-    let client = Client::new(args.url.as_deref(), config)?;
+    let client = Client::new(args.url.as_deref(), args.ca.as_deref(), config)?;
     match &args.command {
         ClusterCommand::Status { json } => {
             let status = client.ask(Method::GET, "/v1/cluster").await?;

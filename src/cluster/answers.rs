@@ -8,7 +8,7 @@ use super::calls::{self, ChangeAnswer, ChangeRequest, StateAnswer, Status};
 use super::founding::Event;
 use super::service::Inner;
 use super::state::NodeId;
-use crate::peer::{Answer, Refused, Remote, Service};
+use crate::peer::{Answer, Refused, Remote, Service, served_by};
 
 /// Serves the calls of this module.
 pub(super) struct Answers(pub(super) Arc<Inner>);
@@ -17,7 +17,7 @@ impl Service for Answers {
     fn call<'a>(&'a self, from: &'a Remote, method: u16, body: Bytes) -> Answer<'a> {
         let (inner, from) = (self.0.clone(), from.clone());
         let answering = self.0.runtime.spawn(async move { inner.answer(&from, method, body).await });
-        Box::pin(async move { answering.await.unwrap_or_else(|e| Err(Refused(e.to_string()))) })
+        Box::pin(served_by(answering))
     }
 }
 

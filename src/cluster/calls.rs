@@ -116,7 +116,8 @@ pub(super) async fn call<A: DeserializeOwned>(
 ) -> Result<A, CallError> {
     let body = encode(body).map_err(|refused| CallError::NotSent(refused.0))?;
     let answer = peers.call(to.0, Lane::Control, method, &[body], LIMIT).await?;
-    decode(&answer).map_err(|refused| CallError::Refused(refused.0))
+    // It was served, whatever it says.
+    decode(&answer).map_err(|refused| CallError::Lost(refused.0))
 }
 
 pub(super) fn encode(value: &impl Serialize) -> Result<Bytes, Refused> {

@@ -24,6 +24,8 @@ pub enum Refusal {
     NameKnown(String),
     #[error("`{0}` was removed from this cluster: start it with an empty data directory to join anew")]
     WasRemoved(String),
+    #[error("a later start of `{0}` is known: this was said by an earlier one")]
+    Outdated(String),
     #[error("there is no node called `{0}` in this cluster")]
     Unknown(String),
     #[error("a cluster has at most {NODES_MAX} nodes")]
@@ -56,6 +58,10 @@ impl ClusterState {
             }
             if holder.is_some() {
                 return Err(Refusal::NameTaken(record.name));
+            }
+            // What a process said before it ended may arrive after what the next one said.
+            if record.incarnation < known.incarnation {
+                return Err(Refusal::Outdated(record.name));
             }
             let updated = NodeRecord { state: known.state, joined_ms: known.joined_ms, ..record };
             let changed = *known != updated;

@@ -103,6 +103,7 @@ impl Inner {
                 leaders: leaders.iter().filter(|(group, leader)| **group < GROUPS && **leader == id).count(),
                 lag: report.map(|report| report.unapplied),
                 incarnation: record.incarnation,
+                protocol: record.protocol,
             }
         };
         let mut nodes: Vec<NodeStatus> = members.map(node).collect();
@@ -119,7 +120,7 @@ impl Inner {
 
     /// What a node that has not joined can say.
     fn status_alone(&self) -> ClusterStatus {
-        let NodeRecord { name, address, incarnation, .. } = self.record();
+        let NodeRecord { name, address, incarnation, protocol, .. } = self.record();
         let node = NodeStatus {
             name,
             id: self.me.0,
@@ -130,6 +131,7 @@ impl Inner {
             leaders: 0,
             lag: None,
             incarnation,
+            protocol,
         };
         ClusterStatus {
             cluster: self.cluster.lock().map(|cluster| cluster.0),

@@ -145,6 +145,7 @@ mod tests {
             address: "10.0.0.1:4000".into(),
             state: NodeState::Active,
             incarnation: Some(1),
+            mark: None,
             protocol: (1, 1),
             joined_ms: 5,
         };

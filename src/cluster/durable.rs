@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::founding::Durable;
@@ -12,33 +13,39 @@ const FILE: &str = "cluster.json";
 /// Raised when older nodes could not make sense of the file.
 const FORMAT: u32 = 1;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Saved {
     format: u32,
     incarnation: u64,
     membership: Durable,
+    /// See [`super::marks`]; the newest last.
+    #[serde(default)]
+    marks: Vec<u64>,
 }
 
 /// The file of a node. Saving returns once it is on disk.
 pub struct DurableFile {
     path: PathBuf,
     incarnation: u64,
+    /// As it is on disk.
+    saved: Mutex<Saved>,
 }
 
 impl DurableFile {
     /// Opens the file of a data directory and counts this start of the node.
     pub fn open(data_dir: &Path) -> io::Result<(DurableFile, Durable)> {
         let path = data_dir.join(FILE);
-        let saved = match fs::read(&path) {
+        let mut saved = match fs::read(&path) {
             Ok(bytes) => decode(&bytes).map_err(|why| invalid(&path, &why))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Saved { format: FORMAT, incarnation: 0, membership: Durable::Nothing }
+                Saved { format: FORMAT, incarnation: 0, membership: Durable::Nothing, marks: Vec::new() }
             }
             Err(error) => return Err(error),
         };
-        let file = DurableFile { path, incarnation: saved.incarnation + 1 };
-        file.save(&saved.membership)?;
-        Ok((file, saved.membership))
+        saved.incarnation += 1;
+        write(&path, &saved)?;
+        let membership = saved.membership.clone();
+        Ok((DurableFile { path, incarnation: saved.incarnation, saved: Mutex::new(saved) }, membership))
     }
 
     /// Rises with every start of the node.
@@ -47,16 +54,43 @@ impl DurableFile {
     }
 
     pub fn save(&self, membership: &Durable) -> io::Result<()> {
-        let saved = Saved { format: FORMAT, incarnation: self.incarnation, membership: membership.clone() };
-        let bytes = serde_json::to_vec_pretty(&saved).map_err(io::Error::other)?;
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        let dir = self.path.parent().expect("the file lies in the data directory");
-        File::open(dir)?.sync_all()
+        self.change(|saved| saved.membership = membership.clone()).map(drop)
     }
+
+    /// The marks of which the cluster state says one, or none yet; the newest last.
+    pub fn marks(&self) -> Vec<u64> {
+        self.saved.lock().marks.clone()
+    }
+
+    /// Adds a random mark, and forgets all but the one before it; answers both.
+    pub fn add_mark(&self) -> io::Result<Vec<u64>> {
+        let mark = getrandom::u64().map_err(io::Error::other)?;
+        let saved = self.change(|saved| {
+            saved.marks.drain(..saved.marks.len().saturating_sub(1));
+            saved.marks.push(mark);
+        });
+        saved.map(|saved| saved.marks)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Saved)) -> io::Result<Saved> {
+        let mut saved = self.saved.lock();
+        let mut changed = saved.clone();
+        change(&mut changed);
+        write(&self.path, &changed)?;
+        *saved = changed.clone();
+        Ok(changed)
+    }
+}
+
+fn write(path: &Path, saved: &Saved) -> io::Result<()> {
+    let bytes = serde_json::to_vec_pretty(saved).map_err(io::Error::other)?;
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let dir = path.parent().expect("the file lies in the data directory");
+    File::open(dir)?.sync_all()
 }
 
 fn decode(bytes: &[u8]) -> Result<Saved, String> {
@@ -77,14 +111,28 @@ mod tests {
     use crate::cluster::state::ClusterId;
 
     #[test]
+    fn the_file_may_lack_what_later_versions_added() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"format":1,"incarnation":3,"membership":{"state":"nothing"}}"#;
+        fs::write(dir.path().join(FILE), text).unwrap();
+        let (file, _) = DurableFile::open(dir.path()).unwrap();
+        assert_eq!((file.incarnation(), file.marks()), (4, Vec::new()));
+    }
+
+    #[test]
     fn remembers_and_counts_starts() {
         let dir = tempfile::tempdir().unwrap();
         let (file, membership) = DurableFile::open(dir.path()).unwrap();
         assert_eq!((file.incarnation(), membership), (1, Durable::Nothing));
         let member = Durable::Member { cluster: ClusterId(7) };
         file.save(&member).unwrap();
+        let first = file.add_mark().unwrap();
+        let second = file.add_mark().unwrap();
+        assert_eq!((first.len(), second.len(), second[0]), (1, 2, first[0]));
+        let third = file.add_mark().unwrap();
+        assert_eq!((third.len(), third[0]), (2, second[1]));
         let (file, membership) = DurableFile::open(dir.path()).unwrap();
-        assert_eq!((file.incarnation(), membership), (2, member));
+        assert_eq!((file.incarnation(), membership, file.marks()), (2, member, third));
         fs::write(dir.path().join(FILE), "{").unwrap();
         assert!(DurableFile::open(dir.path()).is_err());
     }

@@ -122,7 +122,8 @@ impl Inner {
                 address: remote.address.to_string(),
                 state: NodeState::Active,
                 incarnation: Some(remote.incarnation),
-                protocol: crate::peer::PROTOCOLS,
+                mark: None,
+                protocol: remote.protocols,
                 joined_ms: now_ms() as i64,
             };
             (NodeId(remote.node_id), record)

@@ -118,6 +118,10 @@ impl Inner {
             self.learn_own_address(other).await;
         }
         let Some(known) = document.state.nodes.get(&self.me) else { return };
+        if let Err(error) = self.renew_mark(known, other.is_some()) {
+            self.parts.failure.raise(format!("cluster.json: {error}"), false);
+            return;
+        }
         let mut now = self.record();
         (now.state, now.joined_ms) = (known.state, known.joined_ms);
         if now == *known || (other.is_some() && self.seen_at.lock().is_none()) {

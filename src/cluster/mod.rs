@@ -6,8 +6,8 @@
 //!
 //! The rest drives that: `service` has the loops, `discovery` and `meeting` find others and found or join, `keeper` brings
 //! this node to what the state says, `leading` plans where the meta group is led, `document` reads and writes the state,
-//! `calls` and `answers` are what nodes say to each other, `control` is what operators see and change, and `durable` is
-//! what a node remembers by itself.
+//! `calls` and `answers` are what nodes say to each other, `control` is what operators see and change, `durable` is what a
+//! node remembers by itself, and `marks` tells data from the past.
 
 mod answers;
 mod calls;
@@ -19,6 +19,7 @@ mod durable;
 pub mod founding;
 mod keeper;
 mod leading;
+mod marks;
 mod meeting;
 pub mod plan;
 mod service;
@@ -27,4 +28,5 @@ pub mod state;
 mod tests;
 
 pub use self::durable::DurableFile;
+pub use self::marks::remember as remember_marks;
 pub use self::service::{Cluster, ClusterSettings, Parts};

@@ -22,9 +22,10 @@ use super::document::{self, Document, DocumentError};
 use super::durable::DurableFile;
 use super::founding::{Durable, Event, Founding};
 use super::keeper::Keeper;
+use super::marks;
 use super::plan::Liveness;
 use super::state::{ClusterId, ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
-use crate::peer::{self, Peers};
+use crate::peer::Peers;
 use crate::raft::Node;
 use crate::shards::{Placement, Shards, now_ms};
 use crate::store::Failure;
@@ -89,6 +90,8 @@ pub(super) struct Inner {
     started: Instant,
     /// Why the last attempt to join was refused, so that each reason is logged once.
     pub(super) refused: Mutex<String>,
+    /// When this process last wrote a mark of its own.
+    pub(super) marked_at: Mutex<Option<Instant>>,
     /// When this node first hosted its part of a founding.
     pub(super) founding_since: Mutex<Option<Instant>>,
     leaving: AtomicBool,
@@ -101,6 +104,11 @@ pub(super) struct Inner {
 }
 
 impl Cluster {
+    /// The cluster this node belongs to, once it does.
+    pub fn id(&self) -> Option<u128> {
+        self.0.cluster.lock().map(|ClusterId(id)| id)
+    }
+
     /// Starts to meet others, within the runtime of requests. `placement` gets who hosts what, as soon as that is known.
     pub fn start(
         settings: ClusterSettings,
@@ -128,6 +136,7 @@ impl Cluster {
             last_up: Mutex::default(),
             started: Instant::now(),
             refused: Mutex::default(),
+            marked_at: Mutex::default(),
             founding_since: Mutex::default(),
             leaving: AtomicBool::new(false),
             changing: tokio::sync::Mutex::default(),
@@ -269,6 +278,7 @@ impl Inner {
     fn publish(&self, document: Arc<Document>) {
         debug!(event = "cluster_state", version = document.version);
         self.parts.shards.set_moving_out(document.state.is(self.me, NodeState::Draining));
+        self.parts.peers.set_marks(marks::of(&document.state));
         let hosts = (0..).zip(&document.state.groups).map(|(group, placement)| {
             (group, placement.replicas.iter().map(|replica| replica.node.0).collect())
         });
@@ -303,7 +313,8 @@ impl Inner {
             address,
             state: NodeState::Active,
             incarnation: Some(self.file.incarnation()),
-            protocol: peer::PROTOCOLS,
+            mark: self.mark(),
+            protocol: self.parts.peers.protocols(),
             joined_ms: now_ms() as i64,
         }
     }

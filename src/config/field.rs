@@ -32,6 +32,8 @@ pub(super) enum Field<'a> {
     Hosts(&'a mut Vec<String>),
     Estimator(&'a mut EstimatorSpec),
     Secrets(&'a mut Vec<Secret>),
+    /// Of a database, with a password in it.
+    Url(&'a mut Option<Secret>),
     Flag(&'a mut bool),
     Filter(&'a mut String),
     LogFormat(&'a mut LogFormat),
@@ -57,6 +59,7 @@ impl Field<'_> {
             Field::Address(address) => **address = raw.parse().map_err(|_| Rejected)?,
             Field::Estimator(spec) => **spec = raw.parse().map_err(|_| Rejected)?,
             Field::Secrets(secrets) => **secrets = parse_secrets(raw)?,
+            Field::Url(url) => **url = Some(parse_url(raw)?),
             Field::Flag(flag) => **flag = parse_flag(raw)?,
             Field::Filter(filter) => **filter = parse_filter(raw)?,
             Field::LogFormat(format) => **format = parse_log_format(raw)?,
@@ -80,6 +83,7 @@ impl Field<'_> {
             Field::Address(_) => "an IP address and port, such as 0.0.0.0:4000 or [::]:4000".to_owned(),
             Field::Estimator(_) => EstimatorSpec::accepted(),
             Field::Secrets(_) => "comma-separated keys of 1 to 256 visible ASCII characters".to_owned(),
+            Field::Url(_) => "postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned(),
             Field::Flag(_) => "true or false".to_owned(),
             Field::Filter(_) => {
                 format!("comma-separated LEVEL or MODULE=LEVEL, with LEVEL one of {}", LEVELS.join(", "))
@@ -110,6 +114,7 @@ impl Field<'_> {
             Field::Address(address) => quote(&address.to_string()),
             Field::Estimator(spec) => quote(&spec.to_string()),
             Field::Secrets(secrets) => quote(&vec!["***"; secrets.len()].join(",")),
+            Field::Url(url) => quote(if url.is_some() { "***" } else { "" }),
             Field::Flag(flag) => flag.to_string(),
             Field::LogFormat(LogFormat::Json) => quote("json"),
             Field::LogFormat(LogFormat::Text) => quote("text"),
@@ -125,7 +130,7 @@ impl Field<'_> {
 
     /// Whether the value may be printed, in an error message for instance.
     pub(super) fn is_secret(&self) -> bool {
-        matches!(self, Field::Secrets(_))
+        matches!(self, Field::Secrets(_) | Field::Url(_))
     }
 }
 
@@ -201,6 +206,12 @@ fn parse_secrets(raw: &str) -> Result<Vec<Secret>, Rejected> {
         if fits { Ok(Secret::new(key)) } else { Err(Rejected) }
     };
     raw.split(',').map(key).collect()
+}
+
+/// What else is wrong with a URL says the library that connects.
+fn parse_url(raw: &str) -> Result<Secret, Rejected> {
+    let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| raw.starts_with(scheme));
+    if is_url && raw.bytes().all(|b| b.is_ascii_graphic()) { Ok(Secret::new(raw)) } else { Err(Rejected) }
 }
 
 /// Stricter than the logging library, which takes a misspelt level for a module and then logs nothing.

@@ -52,7 +52,7 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// The secret itself; for digests and signatures only.
+    /// The secret itself; for digests, signatures and connections only.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -95,6 +95,8 @@ pub struct Config {
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub tls_ca: Option<PathBuf>,
+    /// Instead of the protocol versions of this build: for tests of upgrades, see [`source::test_protocols`].
+    pub peer_protocols: Option<(u16, u16)>,
 
     pub stream_max_connections: usize,
     pub body_max_bytes: u64,
@@ -119,6 +121,13 @@ pub struct Config {
     pub message_cache_bytes: u64,
     pub window_cache_bytes: u64,
     pub index_cache_bytes: u64,
+
+    /// `None` = no archive.
+    pub postgres_url: Option<Secret>,
+    pub postgres_pool_size: usize,
+    pub flush_interval: Duration,
+    pub flush_batch_size: usize,
+    pub migrate: bool,
 }
 
 impl Config {
@@ -143,6 +152,7 @@ impl Config {
             tls_cert: None,
             tls_key: None,
             tls_ca: None,
+            peer_protocols: None,
             stream_max_connections: 0,
             body_max_bytes: 0,
             batch_body_max_bytes: 0,
@@ -163,6 +173,11 @@ impl Config {
             message_cache_bytes: 0,
             window_cache_bytes: 0,
             index_cache_bytes: 0,
+            postgres_url: None,
+            postgres_pool_size: 0,
+            flush_interval: Duration::ZERO,
+            flush_batch_size: 0,
+            migrate: true,
         }
     }
 
@@ -215,12 +230,17 @@ impl Config {
     /// What other nodes are dialled with, if their listeners speak TLS.
     pub fn tls_dialler(&self) -> Result<Option<Dialler>, TlsError> {
         let Some(ca) = self.tls_ca.as_ref().or(self.tls_cert.as_ref()) else { return Ok(None) };
+        Dialler::new(ca, &self.tls_names()).map(Some)
+    }
+
+    /// What certificates of nodes may be made for, beside the address that is dialled.
+    pub fn tls_names(&self) -> Vec<String> {
         let hosts = self.cluster_seeds.iter().chain(&self.advertise_addr);
         let host = |host: &String| {
             let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
             name.trim_start_matches('[').trim_end_matches(']').to_owned()
         };
-        Dialler::new(ca, &hosts.map(host).collect::<Vec<_>>()).map(Some)
+        hosts.map(host).collect()
     }
 
     /// Reads the files once, so that a bad one is refused before anything is started.
@@ -235,15 +255,23 @@ impl Config {
         Err(ConfigError::Tls { name: settings::env_name(key), key, path: error.file, why: error.why })
     }
 
+    /// A command may trust an authority without showing a certificate; a node that did would speak no TLS itself.
+    fn check_listener(&self) -> Result<(), ConfigError> {
+        if self.tls_ca.is_none() || self.tls_cert.is_some() {
+            return Ok(());
+        }
+        let (value, rule) = ("unset".to_owned(), "a path, because tls_ca is set".to_owned());
+        Err(ConfigError::Combination { name: settings::env_name("tls_cert"), key: "tls_cert", value, rule })
+    }
+
     fn check_tls(&self) -> Result<(), ConfigError> {
         let unset = |key: &'static str, other: &str| {
             let (value, rule) = ("unset".to_owned(), format!("a path, because {other} is set"));
             Err(ConfigError::Combination { name: settings::env_name(key), key, value, rule })
         };
-        match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
-            (Some(_), None, _) => unset("tls_key", "tls_cert"),
-            (None, Some(_), _) => unset("tls_cert", "tls_key"),
-            (None, None, Some(_)) => unset("tls_cert", "tls_ca"),
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => unset("tls_key", "tls_cert"),
+            (None, Some(_)) => unset("tls_cert", "tls_key"),
             _ => Ok(()),
         }
     }
@@ -298,6 +326,7 @@ impl Settings {
             origins.push(origin);
         }
         config.check()?;
+        config.peer_protocols = source::test_protocols(environment);
         let mut settings = Settings { config, origins };
         settings.recall_node_name();
         Ok(settings)
@@ -316,6 +345,7 @@ impl Settings {
     /// Makes the node's home ready: creates the data directory, proves that it can be written, and
     /// settles the node's name, generating and keeping one at the first start.
     pub fn prepare(mut self) -> Result<Config, ConfigError> {
+        self.config.check_listener()?;
         self.config.prove_tls()?;
         let dir = self.config.data_dir.clone();
         prove_writable(&dir).map_err(|error| ConfigError::DataDir { path: dir.clone(), error })?;

@@ -66,6 +66,7 @@ const LOGS: &str = "Logs";
 const CLUSTER: &str = "Cluster";
 const LIMITS: &str = "Limits";
 const STORAGE: &str = "Storage";
+const ARCHIVE: &str = "Archive";
 
 /// In the order of the documentation.
 pub(super) static SETTINGS: &[Setting] = &[
@@ -385,5 +386,47 @@ pub(super) static SETTINGS: &[Setting] = &[
         example: "",
         doc: "Memory for pages of the index (the cache of sled).",
         field: |c| Field::Size(&mut c.index_cache_bytes, CACHE),
+    },
+    Setting {
+        section: ARCHIVE,
+        key: "postgres_url",
+        default: None,
+        example: "postgres://fastpaca:password@db.example.org/fastpaca?sslmode=verify-full",
+        doc: "Database that committed versions are archived in. Unset: no archive. Prefer the environment to a file for \
+              secrets.",
+        field: |c| Field::Url(&mut c.postgres_url),
+    },
+    Setting {
+        section: ARCHIVE,
+        key: "postgres_pool_size",
+        default: Some("20"),
+        example: "",
+        doc: "Connections to the archive, at most. Writing takes up to four.",
+        field: |c| Field::Count(&mut c.postgres_pool_size, 1..=1_000),
+    },
+    Setting {
+        section: ARCHIVE,
+        key: "flush_interval_ms",
+        default: Some("5000"),
+        example: "",
+        doc: "Time between two looks at what the archive lacks.",
+        field: |c| Field::Millis(&mut c.flush_interval, 10..=3_600_000),
+    },
+    Setting {
+        section: ARCHIVE,
+        key: "flush_batch_size",
+        default: Some("5000"),
+        example: "",
+        doc: "Rows written to the archive in one transaction, at most.",
+        field: |c| Field::Count(&mut c.flush_batch_size, 1..=100_000),
+    },
+    Setting {
+        section: ARCHIVE,
+        key: "migrate",
+        default: Some("true"),
+        example: "",
+        doc: "Whether the server brings the schema of the archive up to date when it starts. With false it only checks \
+              it, and `fastpaca migrate` is what changes it.",
+        field: |c| Field::Flag(&mut c.migrate),
     },
 ];

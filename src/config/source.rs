@@ -11,6 +11,9 @@ use super::settings::{self, PREFIX, SETTINGS, Setting};
 /// Longest part of a bad value that an error message repeats.
 const SHOWN_CHARS_MAX: usize = 80;
 
+/// See [`test_protocols`]. Without the prefix of settings, of which it is none.
+const TEST_PROTOCOLS: &str = "TEST_FASTPACA_PROTOCOLS";
+
 /// Where the value in force was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -145,6 +148,17 @@ pub(super) fn read_environment(
         }
     }
     Ok(values)
+}
+
+/// The range of protocol versions that a test has a server pretend to speak, as `1-2`: how it gets two adjacent versions
+/// out of one build. No setting: only builds with debug assertions look.
+pub(super) fn test_protocols(environment: &dyn Environment) -> Option<(u16, u16)> {
+    if !cfg!(debug_assertions) {
+        return None;
+    }
+    let given = environment.variables().into_iter().find(|(name, _)| name == TEST_PROTOCOLS)?.1;
+    let (min, max) = given.to_str()?.split_once('-')?;
+    Some((min.parse().ok()?, max.parse().ok()?))
 }
 
 /// Kubernetes gives every pod variables for the services around it. Next to a service named `fastpaca`

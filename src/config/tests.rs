@@ -187,7 +187,8 @@ fn seeds_are_hosts_with_ports() {
 fn tls_needs_both_files_and_they_must_be_of_use() {
     let text = message(None, [("FASTPACA_TLS_CERT", "/nowhere")]);
     assert!(text.starts_with("FASTPACA_TLS_KEY") && text.contains("tls_cert is set"), "{text}");
-    let text = message(None, [("FASTPACA_TLS_CA", "/nowhere")]);
+    let authority = Settings::load(None, &[("FASTPACA_TLS_CA", "/nowhere")]).expect("enough for commands");
+    let text = authority.prepare().expect_err("not for a node").to_string();
     assert!(text.starts_with("FASTPACA_TLS_CERT"), "{text}");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let at = dir.path().to_str().expect("UTF-8");

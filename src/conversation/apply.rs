@@ -15,6 +15,7 @@ use super::metadata;
 use super::pairing::RecentCalls;
 use super::policy::{DEFAULT_TOKEN_BUDGET, DEFAULT_TRIGGER_RATIO, Policy, Settings};
 use super::reply::{Refusal, Reply, Status};
+use super::restore;
 use super::runs::{
     CHANGE_RUN_BYTES, Change, ChangeKind, ChangeRun, EVENT_RUN, EventRun, History, HistoryError,
     MAX_CHANGES_PER_RUN, Summary,
@@ -44,7 +45,7 @@ pub struct Effects {
 
 impl Effects {
     /// Nothing but an answer.
-    fn reply(reply: Reply) -> Effects {
+    pub(super) fn reply(reply: Reply) -> Effects {
         Effects {
             reply,
             changed: false,
@@ -55,7 +56,7 @@ impl Effects {
         }
     }
 
-    fn refused(refusal: Refusal) -> Effects {
+    pub(super) fn refused(refusal: Refusal) -> Effects {
         Effects::reply(Reply::Refused(refusal))
     }
 }
@@ -68,6 +69,9 @@ pub fn apply(
     locations: &[Location],
     outside: &dyn Outside,
 ) -> Result<Effects, HistoryError> {
+    if let Action::Restore(piece) = &command.action {
+        return Ok(restore::apply(conversation, index, command.now_ms, piece, locations));
+    }
     let Some(current) = conversation else {
         let Action::Put { token_budget, trigger_ratio, policy, metadata } = &command.action else {
             return Ok(Effects::refused(Refusal::NotFound));
@@ -93,6 +97,7 @@ pub fn apply(
             Ok(change.compact(*range, replacement, locations, *if_version))
         }
         Action::Tombstone => Ok(change.tombstone()),
+        Action::Restore(_) => unreachable!("it may create a conversation, and was applied above"),
     }
 }
 
@@ -119,10 +124,10 @@ fn create(
 }
 
 /// A command about to change an existing conversation, at a time that does not go back.
-struct ChangeTo<'a> {
-    conversation: &'a mut Conversation,
-    index: u64,
-    at_ms: u64,
+pub(super) struct ChangeTo<'a> {
+    pub(super) conversation: &'a mut Conversation,
+    pub(super) index: u64,
+    pub(super) at_ms: u64,
 }
 
 impl ChangeTo<'_> {
@@ -277,7 +282,11 @@ impl ChangeTo<'_> {
         }
     }
 
-    fn append_messages(&mut self, messages: &[NewMessage], locations: &[Location]) -> Vec<EventRun> {
+    pub(super) fn append_messages(
+        &mut self,
+        messages: &[NewMessage],
+        locations: &[Location],
+    ) -> Vec<EventRun> {
         assert_eq!(messages.len(), locations.len(), "a location for every message");
         let Some(last) = messages.len().checked_sub(1) else { return Vec::new() };
         let conversation = &mut *self.conversation;
@@ -314,10 +323,22 @@ impl ChangeTo<'_> {
         if_version: Option<u64>,
     ) -> Effects {
         let allowed = self.may_write(if_version).and_then(|()| self.compactable(range, replacement.len()));
-        let (from_seq, to_seq) = match allowed {
+        let range = match allowed {
             Ok(range) => range,
             Err(refusal) => return Effects::refused(refusal),
         };
+        let sealed_changes = self.summarise(range, replacement, locations);
+        let version = self.conversation.version;
+        Effects { changed: true, sealed_changes, ..Effects::reply(Reply::Compacted { version }) }
+    }
+
+    /// Puts a summary in the place of a range and of the summaries within it.
+    pub(super) fn summarise(
+        &mut self,
+        (from_seq, to_seq): (u64, u64),
+        replacement: &[NewMessage],
+        locations: &[Location],
+    ) -> Vec<ChangeRun> {
         assert_eq!(replacement.len(), locations.len(), "a location for every message");
         let mut calls = RecentCalls::default();
         let metas =
@@ -332,9 +353,7 @@ impl ChangeTo<'_> {
         let summaries = &mut self.conversation.summaries;
         let contained = contained(summaries, from_seq, to_seq);
         summaries.splice(contained, [summary.clone()]);
-        let sealed_changes = self.record(ChangeKind::Compaction(summary));
-        let version = self.conversation.version;
-        Effects { changed: true, sealed_changes, ..Effects::reply(Reply::Compacted { version }) }
+        self.record(ChangeKind::Compaction(summary))
     }
 
     /// The range in full, if it may be compacted.
@@ -381,7 +400,7 @@ impl ChangeTo<'_> {
     }
 
     /// Counts a change that is not an event; seals the open changes once they fill a run.
-    fn record(&mut self, kind: ChangeKind) -> Vec<ChangeRun> {
+    pub(super) fn record(&mut self, kind: ChangeKind) -> Vec<ChangeRun> {
         let conversation = &mut *self.conversation;
         conversation.version += 1;
         conversation.updated_at_ms = self.at_ms;

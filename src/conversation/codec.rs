@@ -98,6 +98,15 @@ impl Reader {
         }
     }
 
+    /// As [`Reader::new`], for encodings of which older versions are still read; answers the one found.
+    pub(super) fn up_to(input: Bytes, newest: u8) -> Result<(Reader, u8), CodecError> {
+        let mut reader = Reader { input, position: 0 };
+        match reader.u8()? {
+            found if (1..=newest).contains(&found) => Ok((reader, found)),
+            found => Err(CodecError::UnknownVersion(found)),
+        }
+    }
+
     pub(super) fn position(&self) -> usize {
         self.position
     }

@@ -9,6 +9,7 @@ use super::codec::{CodecError, Reader, Writer};
 use super::message::{Location, NewMessage, RoleKind, read_kind, write_kind};
 use super::part::{PartMeta, ToolRef};
 use super::policy::{Policy, read_policy, read_ratio, write_policy};
+use super::restore::Restore;
 
 const FORMAT: u8 = 1;
 
@@ -47,6 +48,8 @@ pub enum Action {
         if_version: Option<u64>,
     },
     Tombstone,
+    /// Brings versions back from an archive.
+    Restore(Restore),
 }
 
 /// Identifies a request that may be sent again: truncated SHA-256 of the client's key and of the request.
@@ -75,6 +78,7 @@ const PATCH_METADATA: u8 = 1;
 const APPEND: u8 = 2;
 const COMPACT: u8 = 3;
 const TOMBSTONE: u8 = 4;
+const RESTORE: u8 = 5;
 
 impl Command {
     /// The bytes that go into the log. Bodies are copied once, their checksums computed here.
@@ -111,6 +115,10 @@ impl Command {
                 write_messages(&mut out, replacement);
             }
             Action::Tombstone => out.u8(TOMBSTONE),
+            Action::Restore(restore) => {
+                out.u8(RESTORE);
+                restore.write(&mut out);
+            }
         }
         out.finish()
     }
@@ -142,6 +150,7 @@ impl Command {
                 replacement: read_messages(&mut input, base, &mut locations)?,
             },
             TOMBSTONE => Action::Tombstone,
+            RESTORE => Action::Restore(Restore::read(&mut input, base, &mut locations)?),
             other => return Err(CodecError::UnknownOrdinal { what: "action", value: other.into() }),
         };
         input.expect_end()?;
@@ -149,24 +158,25 @@ impl Command {
     }
 
     fn encoded_capacity(&self) -> usize {
-        let messages = match &self.action {
-            Action::Append { messages, .. } => messages,
-            Action::Compact { replacement, .. } => replacement,
-            _ => return self.id.as_str().len() + 128,
+        let of = |message: &NewMessage| message.body.len() + 16 + message.parts.len() * 8;
+        let bodies: usize = match &self.action {
+            Action::Append { messages, .. } => messages.iter().map(of).sum(),
+            Action::Compact { replacement, .. } => replacement.iter().map(of).sum(),
+            Action::Restore(restore) => restore.messages().map(of).sum(),
+            _ => 64,
         };
-        let bodies = messages.iter().map(|message| message.body.len() + 16 + message.parts.len() * 8);
-        self.id.as_str().len() + 64 + bodies.sum::<usize>()
+        self.id.as_str().len() + 64 + bodies
     }
 }
 
-fn write_some<T>(out: &mut Writer, value: &Option<T>, write: impl FnOnce(&mut Writer, &T)) {
+pub(super) fn write_some<T>(out: &mut Writer, value: &Option<T>, write: impl FnOnce(&mut Writer, &T)) {
     out.flag(value.is_some());
     if let Some(value) = value {
         write(out, value);
     }
 }
 
-fn read_some<T>(
+pub(super) fn read_some<T>(
     input: &mut Reader,
     read: impl FnOnce(&mut Reader) -> Result<T, CodecError>,
 ) -> Result<Option<T>, CodecError> {
@@ -180,7 +190,7 @@ const TOOL_EXCHANGE: u8 = 3;
 /// Added to the ordinal when the digest of a tool id follows.
 const TOOL_HAS_ID: u8 = 0x80;
 
-fn write_messages(out: &mut Writer, messages: &[NewMessage]) {
+pub(super) fn write_messages(out: &mut Writer, messages: &[NewMessage]) {
     out.count(messages.len());
     for message in messages {
         out.u8(message.role.ordinal());
@@ -213,7 +223,7 @@ fn write_tool(out: &mut Writer, tool: ToolRef) {
     }
 }
 
-fn read_messages(
+pub(super) fn read_messages(
     input: &mut Reader,
     base: FrameLocation,
     locations: &mut Vec<Location>,

@@ -1,8 +1,8 @@
 //! Reading the log: pages of events, and the changes after a version for streams.
 
 use super::history::{Changes, Events};
-use super::message::EventRef;
-use super::runs::{Change, ChangeKind, History, HistoryError};
+use super::message::{EventRef, MessageMeta};
+use super::runs::{ChangeKind, History, HistoryError};
 use super::{Conversation, ConversationId};
 
 /// A page of the log. What lies outside the log is left out.
@@ -35,7 +35,7 @@ pub fn plan_events(
     for step in 0..in_range {
         let seq = if range.newest_first { last - step } else { first + step };
         let event = events.get(seq)?.event(seq);
-        if !page.admits(event.location.len) {
+        if !page.admits(event.location.len.into()) {
             break;
         }
         page.items.push(event);
@@ -60,6 +60,20 @@ pub enum StreamKind {
     Tombstoned,
 }
 
+/// One version of a conversation in full, for archives.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Version {
+    pub version: u64,
+    pub kind: VersionKind,
+}
+
+/// What a version is.
+#[derive(Clone, PartialEq, Debug)]
+pub enum VersionKind {
+    Event { seq: u64, meta: MessageMeta },
+    Change(ChangeKind),
+}
+
 /// What followed `after_version`: one item for each version, without gaps, up to `limit` items and about `limit_bytes`
 /// of bodies (but at least one item, if there is one).
 pub fn changes_after(
@@ -71,45 +85,100 @@ pub fn changes_after(
     limit_bytes: u64,
 ) -> Result<Vec<StreamItem>, HistoryError> {
     let mut page = Page::new(limit, limit_bytes);
-    if after_version >= conversation.version {
-        return Ok(page.items);
+    // Creation is where every stream begins.
+    walk(conversation, id, history, after_version.saturating_add(1), &mut |version, step| {
+        let (kind, bytes) = match step {
+            Step::Event(seq, meta) => (StreamKind::Event(meta.event(seq)), meta.location.len),
+            Step::Change(change) => match stream_kind(change) {
+                Some(kind) => (kind, 0),
+                None => return true,
+            },
+        };
+        page.take(bytes.into(), || StreamItem { version, kind })
+    })?;
+    Ok(page.items)
+}
+
+/// The versions from `first` on, creation (version 0) among them, bounded as [`changes_after`]; the bodies of summaries
+/// count too.
+pub fn versions_from(
+    conversation: &Conversation,
+    id: &ConversationId,
+    history: &dyn History,
+    first: u64,
+    limit: usize,
+    limit_bytes: u64,
+) -> Result<Vec<Version>, HistoryError> {
+    let mut page = Page::new(limit, limit_bytes);
+    walk(conversation, id, history, first, &mut |version, step| {
+        let bytes = match step {
+            Step::Event(_, meta) => meta.location.len.into(),
+            Step::Change(ChangeKind::Compaction(summary)) => {
+                summary.replacement.iter().map(|meta| u64::from(meta.location.len)).sum()
+            }
+            Step::Change(_) => 0,
+        };
+        page.take(bytes, || match step {
+            Step::Event(seq, meta) => {
+                Version { version, kind: VersionKind::Event { seq, meta: meta.clone() } }
+            }
+            Step::Change(change) => Version { version, kind: VersionKind::Change(change.clone()) },
+        })
+    })?;
+    Ok(page.items)
+}
+
+/// A version as [`walk`] comes by it.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Event(u64, &'a MessageMeta),
+    Change(&'a ChangeKind),
+}
+
+/// Shows every version from `first` on, in order, until `visit` has had enough.
+fn walk(
+    conversation: &Conversation,
+    id: &ConversationId,
+    history: &dyn History,
+    first: u64,
+    visit: &mut dyn FnMut(u64, Step<'_>) -> bool,
+) -> Result<(), HistoryError> {
+    if first > conversation.version {
+        return Ok(());
     }
     let mut events = Events::new(conversation, id, history);
     let changes = Changes::new(conversation, id, history);
-    let mut number = changes.chunk_at(after_version)?;
+    let before = first.checked_sub(1);
+    let mut number = before.map_or(Ok(0), |before| changes.chunk_at(before))?;
     let mut chunk = changes.chunk(number)?;
     // Changes up to the version at hand, with creation: what separates a version from its seq.
-    let mut counted = chunk.count_up_to(after_version);
-    for version in after_version + 1..=conversation.version {
+    let mut counted = before.map_or(0, |before| chunk.count_up_to(before));
+    for version in first..=conversation.version {
         let passed = chunk.changes().partition_point(|change| change.version < version);
         if passed == chunk.changes().len() && number < changes.last_chunk() {
             number += 1;
             chunk = changes.chunk(number)?;
         }
         let change = chunk.changes().iter().find(|change| change.version >= version);
-        let kind = match change.filter(|change| change.version == version) {
+        let goes_on = match change.filter(|change| change.version == version) {
             Some(change) => {
                 counted += 1;
-                stream_kind(change)
+                visit(version, Step::Change(&change.kind))
             }
             None => {
                 let seq = version + 1 - counted;
-                Some(StreamKind::Event(events.get(seq)?.event(seq)))
+                visit(version, Step::Event(seq, events.get(seq)?))
             }
         };
-        let Some(kind) = kind else { continue };
-        let bytes = if let StreamKind::Event(event) = kind { event.location.len } else { 0 };
-        if !page.admits(bytes) {
+        if !goes_on {
             break;
         }
-        page.items.push(StreamItem { version, kind });
     }
-    Ok(page.items)
+    Ok(())
 }
 
-/// `None` for creation, which is where every stream begins.
-fn stream_kind(change: &Change) -> Option<StreamKind> {
-    match &change.kind {
+fn stream_kind(change: &ChangeKind) -> Option<StreamKind> {
+    match change {
         ChangeKind::Created(_) => None,
         ChangeKind::Settings(_) => Some(StreamKind::Settings),
         ChangeKind::Metadata => Some(StreamKind::Metadata),
@@ -133,9 +202,18 @@ impl<T> Page<T> {
     }
 
     /// Whether one more item fits; reserves its bytes.
-    fn admits(&mut self, bytes: u32) -> bool {
-        let fits = self.items.is_empty() || u64::from(bytes) <= self.bytes_left;
-        self.bytes_left = self.bytes_left.saturating_sub(bytes.into());
+    fn admits(&mut self, bytes: u64) -> bool {
+        let fits = self.items.is_empty() || bytes <= self.bytes_left;
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
         fits && self.items.len() < self.limit
+    }
+
+    /// Takes one more item in, if it fits.
+    fn take(&mut self, bytes: u64, item: impl FnOnce() -> T) -> bool {
+        let fits = self.admits(bytes);
+        if fits {
+            self.items.push(item());
+        }
+        fits
     }
 }

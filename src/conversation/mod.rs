@@ -10,6 +10,7 @@ mod history;
 mod id;
 mod idempotency;
 mod log;
+mod marks;
 mod message;
 mod metadata;
 mod pairing;
@@ -18,6 +19,7 @@ mod policy;
 mod render;
 mod reply;
 mod reply_codec;
+mod restore;
 mod runs;
 mod state;
 mod window;
@@ -27,7 +29,10 @@ pub use codec::CodecError;
 pub use command::{Action, Command, CompactRange, FrameLocation, Idempotency};
 pub use id::{ConversationId, InvalidId, MAX_ID_BYTES};
 pub use idempotency::{IdempotencyIndex, IdempotencyRecord, KEPT_KEYS, KEPT_MS, MAX_KEYS};
-pub use log::{EventRange, StreamItem, StreamKind, changes_after, plan_events};
+pub use log::{
+    EventRange, StreamItem, StreamKind, Version, VersionKind, changes_after, plan_events, versions_from,
+};
+pub use marks::{Entry, MAX_MARKS, Mark, Marks};
 pub use message::{
     CallRef, EventRef, Location, MessageMeta, NewMessage, Parts, RoleKind, StoredPart, ToolLink,
 };
@@ -41,8 +46,9 @@ pub use policy::{
 };
 pub use render::render_edited;
 pub use reply::{Description, Refusal, Reply, Status};
+pub use restore::{Restore, RestoreEnd, RestoredVersion};
 pub use runs::{Change, ChangeKind, ChangeRun, EVENT_RUN, EventRun, History, HistoryError, Summary, run_of};
-pub use state::{Conversation, MAX_METADATA_BYTES, MAX_SUMMARIES, MAX_SUMMARY_MESSAGES};
+pub use state::{Conversation, MAX_METADATA_BYTES, MAX_SUMMARIES, MAX_SUMMARY_MESSAGES, unarchived};
 pub use window::{
     Edit, LeftOut, PartEdit, PlanError, PlannedMessage, Reason, Segment, WindowPlan, WindowQuery, plan_window,
 };

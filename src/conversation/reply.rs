@@ -59,6 +59,14 @@ pub enum Reply {
     Tombstoned {
         changed: bool,
     },
+    /// To marks; how many conversations they took further.
+    Marked {
+        moved: u32,
+    },
+    /// To a restored piece; the version it led to.
+    Restored {
+        version: u64,
+    },
     Refused(Refusal),
 }
 

@@ -12,6 +12,8 @@ const APPENDED: u8 = 1;
 const COMPACTED: u8 = 2;
 const TOMBSTONED: u8 = 3;
 const REFUSED: u8 = 4;
+const MARKED: u8 = 5;
+const RESTORED: u8 = 6;
 
 const NOT_FOUND: u8 = 0;
 const CONFLICT: u8 = 1;
@@ -49,6 +51,14 @@ impl Reply {
                 out.u8(TOMBSTONED);
                 out.flag(*changed);
             }
+            Reply::Marked { moved } => {
+                out.u8(MARKED);
+                out.varint((*moved).into());
+            }
+            Reply::Restored { version } => {
+                out.u8(RESTORED);
+                out.varint(*version);
+            }
             Reply::Refused(refusal) => {
                 out.u8(REFUSED);
                 write_refusal(&mut out, refusal);
@@ -68,6 +78,8 @@ impl Reply {
             APPENDED => read_appended(&mut input)?,
             COMPACTED => Reply::Compacted { version: input.varint()? },
             TOMBSTONED => Reply::Tombstoned { changed: input.flag()? },
+            MARKED => Reply::Marked { moved: input.varint_u32()? },
+            RESTORED => Reply::Restored { version: input.varint()? },
             REFUSED => Reply::Refused(read_refusal(&mut input)?),
             other => return Err(CodecError::UnknownOrdinal { what: "reply", value: other.into() }),
         };

@@ -25,7 +25,8 @@ pub const MAX_SUMMARY_MESSAGES: usize = 10_000;
 /// Longest metadata of a conversation in bytes of JSON.
 pub const MAX_METADATA_BYTES: usize = 64 * 1024;
 
-const FORMAT: u8 = 1;
+/// Format 2 added the archived version; records of format 1 have none.
+const FORMAT: u8 = 2;
 
 /// One conversation as of the last applied command.
 #[derive(Clone, PartialEq, Debug)]
@@ -38,6 +39,8 @@ pub struct Conversation {
     pub(super) created_at_ms: u64,
     pub(super) updated_at_ms: u64,
     pub(super) changed_index: u64,
+    /// The archive holds everything up to this version; nothing yet, if `None`.
+    pub(super) archived_version: Option<u64>,
     /// Active summaries by position.
     pub(super) summaries: Vec<Summary>,
     /// The first message, when it is a system message: it stays in the window.
@@ -64,6 +67,7 @@ impl Conversation {
             created_at_ms: at_ms,
             updated_at_ms: at_ms,
             changed_index: index,
+            archived_version: None,
             summaries: Vec::new(),
             leading_system: None,
             open: Vec::new(),
@@ -98,6 +102,16 @@ impl Conversation {
     /// The Raft index of the last command that changed this conversation.
     pub fn changed_index(&self) -> u64 {
         self.changed_index
+    }
+
+    /// The newest version that the archive is known to hold, with everything before it; `None` while it holds nothing.
+    pub fn archived_version(&self) -> Option<u64> {
+        self.archived_version
+    }
+
+    /// How many versions the archive lacks.
+    pub fn unarchived(&self) -> u64 {
+        unarchived(self.version, self.archived_version)
     }
 
     /// A JSON object.
@@ -193,6 +207,7 @@ impl Conversation {
         out.varint(self.created_at_ms);
         out.varint(self.updated_at_ms);
         out.varint(self.changed_index);
+        out.optional(self.archived_version);
         out.bytes(&self.metadata);
         out.varint(self.sealed_change_runs);
         out.varint(self.sealed_changes);
@@ -208,7 +223,7 @@ impl Conversation {
     }
 
     pub fn decode(bytes: Bytes) -> Result<Conversation, CodecError> {
-        let mut input = Reader::new(bytes, FORMAT)?;
+        let (mut input, format) = Reader::up_to(bytes, FORMAT)?;
         let input = &mut input;
         let status = match input.u8()? {
             0 => Status::Active,
@@ -220,6 +235,7 @@ impl Conversation {
         let created_at_ms = input.varint()?;
         let updated_at_ms = input.varint()?;
         let changed_index = input.varint()?;
+        let archived_version = if format >= 2 { input.optional()? } else { None };
         // A copy: a slice would keep the whole encoded record alive.
         let metadata = Bytes::copy_from_slice(&input.bytes()?);
         let sealed_change_runs = input.varint()?;
@@ -241,6 +257,7 @@ impl Conversation {
             created_at_ms,
             updated_at_ms,
             changed_index,
+            archived_version,
             summaries,
             leading_system,
             open,
@@ -252,6 +269,17 @@ impl Conversation {
         };
         conversation.check()?;
         Ok(conversation)
+    }
+
+    /// Version and archived version of an encoded record, whose beginning is enough.
+    pub fn peek_archived(beginning: Bytes) -> Result<(u64, Option<u64>), CodecError> {
+        let (mut input, format) = Reader::up_to(beginning, FORMAT)?;
+        input.u8()?;
+        let version = input.varint()?;
+        for _ in ["last seq", "created", "updated", "changed"] {
+            input.varint()?;
+        }
+        Ok((version, if format >= 2 { input.optional()? } else { None }))
     }
 
     /// What every other function here relies on.
@@ -272,6 +300,9 @@ impl Conversation {
         let begun = if self.sealed_changes == 0 { begins == Some(0) } else { begins != Some(0) };
         if versions != Some(self.version) || newest > self.version || !begun {
             return Err(CodecError::Invalid("versions"));
+        }
+        if self.archived_version > Some(self.version) {
+            return Err(CodecError::Invalid("archived version"));
         }
         if (self.sealed_changes == 0) != (self.sealed_change_runs == 0) {
             return Err(CodecError::Invalid("change runs"));
@@ -302,6 +333,11 @@ impl Conversation {
             );
         }
     }
+}
+
+/// How many versions an archive lacks that has everything up to `archived`; creation is one.
+pub fn unarchived(version: u64, archived: Option<u64>) -> u64 {
+    version + 1 - archived.map_or(0, |archived| archived + 1)
 }
 
 /// The settings that the newest change of settings among `changes` left.

@@ -1,7 +1,7 @@
 //! The calling side of one dialled connection: matches answers to calls, and knows of each call without an answer
 //! whether it may have been served.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,12 +19,12 @@ use super::{CallError, Lane};
 /// Most calls of one connection that wait for answers.
 const CALLS_MAX: usize = 8_192;
 
-type Outcome = Result<Bytes, String>;
+type Outcome = Result<Bytes, CallError>;
 
 pub(crate) struct Caller {
     pub(crate) outbox: Outbox,
     /// `None` once the connection is gone.
-    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Outcome>>>>,
+    waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<Outcome>>>>,
     next_id: AtomicU64,
     /// Largest body the other side takes.
     body_bytes_max: usize,
@@ -34,7 +34,7 @@ impl Caller {
     pub(crate) fn new(lane: Lane, body_bytes_max: usize) -> Caller {
         Caller {
             outbox: Outbox::new(lane.queue_bytes_max()),
-            waiting: Mutex::new(Some(HashMap::new())),
+            waiting: Mutex::new(Some(BTreeMap::new())),
             next_id: AtomicU64::new(1),
             body_bytes_max,
         }
@@ -96,8 +96,7 @@ pub(crate) struct Waiting<'a> {
 impl Waiting<'_> {
     pub(crate) async fn outcome(mut self, deadline: Instant) -> Result<Bytes, CallError> {
         let why = match timeout_at(deadline, &mut self.outcome).await {
-            Ok(Ok(Ok(answer))) => return Ok(answer),
-            Ok(Ok(Err(refusal))) => return Err(CallError::Refused(refusal)),
+            Ok(Ok(outcome)) => return outcome,
             Ok(Err(_)) => "the link broke",
             Err(_) => "no answer in time",
         };
@@ -150,7 +149,11 @@ impl Handler for Answers {
             Frame::Answer { id, total, chunk } => (id, self.bodies.begin(id, (), total, chunk)?),
             Frame::More { id, chunk } => (id, self.bodies.more(id, &chunk)?),
             Frame::Refusal { id, text } => {
-                self.caller.settle(id, Err(text));
+                self.caller.settle(id, Err(CallError::Refused(text)));
+                return Ok(());
+            }
+            Frame::Failure { id, text } => {
+                self.caller.settle(id, Err(CallError::Lost(text)));
                 return Ok(());
             }
             _ => return Err(Violation::UnknownKind),

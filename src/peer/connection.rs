@@ -2,13 +2,13 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -68,6 +68,7 @@ where
     let pulse = Pulse::new();
     let _closing = Closing(outbox);
     tokio::select! {
+        biased;
         why = write(sink, outbox, lane, metrics, &pulse) => why,
         why = read(stream, outbox, handler, &pulse) => why,
         why = beat(outbox, lane, &pulse) => why,

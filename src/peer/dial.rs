@@ -1,11 +1,14 @@
 //! Keeps the link over one address: dials, finds out who is there, runs the three connections, dials again.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use tokio_util::sync::CancellationToken;
 
@@ -25,8 +28,34 @@ const RECHECK: Duration = Duration::from_secs(5);
 /// A connection that stood this long was not a failed attempt.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
 
+/// What dialling takes from outside; simulations bring their own.
+pub(crate) trait Network: Send + Sync + 'static {
+    fn connect(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Io>>>;
+
+    /// A random number, so that no two nodes make the same pauses.
+    fn random(&self) -> u32;
+}
+
+/// The network of the system.
+pub(crate) struct Tcp;
+
+impl Network for Tcp {
+    fn connect(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Io>>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(to).await?;
+            // Frames are written whole, and answers are waited for.
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Io>)
+        })
+    }
+
+    fn random(&self) -> u32 {
+        getrandom::u32().unwrap_or(u32::MAX)
+    }
+}
+
 /// A connection, behind TLS or not.
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Io for IO {}
 
@@ -38,6 +67,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, address: SocketAddr, stop: Cancell
     loop {
         let began = Instant::now();
         let state = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             state = attempt(&shared, address) => state,
         };
@@ -46,13 +76,14 @@ pub(crate) async fn keep(shared: Arc<Shared>, address: SocketAddr, stop: Cancell
         }
         let pause = match state {
             LinkState::Myself | LinkState::Duplicate => RECHECK,
-            _ => backoff.next(),
+            _ => backoff.next(shared.network.random()),
         };
         let is_duplicate = state == LinkState::Duplicate;
         // Taken before the state is shown: a link that goes down in between is not missed.
         let freed = shared.link_freed.notified();
         note(&shared, address, state);
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
             () = freed, if is_duplicate => {}
@@ -145,10 +176,11 @@ async fn keep_lane(shared: Arc<Shared>, link: Arc<Link>, address: SocketAddr, la
             if began.elapsed() > STABLE_AFTER {
                 backoff = Backoff::default();
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.next(shared.network.random())).await;
         }
     };
     tokio::select! {
+            biased;
         () = link.down.cancelled() => {}
         () = keeping => {}
     }
@@ -163,6 +195,7 @@ async fn drive(shared: &Arc<Shared>, link: &Link, lane: Lane, socket: Socket, gr
     let rtt_us = if lane == Lane::Control { link.rtt_us.clone() } else { Arc::default() };
     let mut answers = Answers::new(caller.clone(), lane, settings.body_bytes_max as usize, rtt_us);
     tokio::select! {
+            biased;
         why = run(socket, &caller.outbox, lane, &shared.metrics, &mut answers) => why,
         () = link.down.cancelled() => "another process of the node took over, or the cluster is another".to_owned(),
     }
@@ -188,13 +221,11 @@ async fn connect(
     lane: Lane,
 ) -> Result<(Socket, Greeted), GreetError> {
     let connecting = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        // Frames are written whole, and answers are waited for.
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let stream: Box<dyn Io> = match &shared.settings.tls {
-            None => Box::new(stream),
+        let stream = shared.network.connect(address).await.map_err(|error| error.to_string())?;
+        let stream = match &shared.settings.tls {
+            None => stream,
             Some(tls) => match tls.connect(address.ip(), stream).await {
-                Ok(stream) => Box::new(stream),
+                Ok(stream) => Box::new(stream) as Box<dyn Io>,
                 Err(error) => return Err(format!("no TLS with the node: {error}")),
             },
         };
@@ -216,10 +247,9 @@ struct Backoff {
 }
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
+    fn next(&mut self, random: u32) -> Duration {
         let whole = (BACKOFF_MIN * 2u32.saturating_pow(self.attempts.min(16))).min(BACKOFF_MAX);
         self.attempts += 1;
-        let random = getrandom::u32().unwrap_or(u32::MAX);
         whole.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
     }
 }
@@ -231,7 +261,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_their_bound() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<Duration> = (0..40).map(|_| backoff.next()).collect();
+        let pauses: Vec<Duration> = (0..40u32).map(|n| backoff.next(n << 26)).collect();
         assert!(pauses[0] <= BACKOFF_MIN && pauses[0] >= BACKOFF_MIN / 2);
         assert!(pauses[39] <= BACKOFF_MAX && pauses[39] >= BACKOFF_MAX / 2);
     }

@@ -8,10 +8,12 @@
 //! cancel   5 | id u64
 //! ping     6 | stamp u64
 //! pong     7 | stamp u64
+//! failure  8 | id u64 | UTF-8 text
 //! ```
 //!
 //! A body longer than [`CHUNK_BYTES_MAX`] goes on in `more` frames until its announced length is reached; no chunk but
 //! that of an empty body is empty. The layout belongs to the protocol version that the handshake agreed on.
+//! A refusal says that the service declined; a failure, that nobody knows what it did.
 //! [`Reassembly`] puts bodies together and holds a sender to its announcements.
 
 use std::collections::BTreeMap;
@@ -22,8 +24,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub(crate) const CHUNK_BYTES_MAX: usize = 128 << 10;
 /// Most bytes of a frame.
 pub(crate) const FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + HEADER_BYTES_MAX;
-/// Longest text of a refusal; longer ones are cut.
-pub(crate) const REFUSAL_BYTES_MAX: usize = 1 << 10;
+/// Longest text of a refusal or a failure; longer ones are cut.
+pub(crate) const TEXT_BYTES_MAX: usize = 1 << 10;
 
 const HEADER_BYTES_MAX: usize = 1 + 8 + 2 + 4;
 
@@ -34,6 +36,7 @@ const REFUSAL: u8 = 4;
 const CANCEL: u8 = 5;
 const PING: u8 = 6;
 const PONG: u8 = 7;
+const FAILURE: u8 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
@@ -44,6 +47,7 @@ pub(crate) enum Frame {
     Cancel { id: u64 },
     Ping { stamp: u64 },
     Pong { stamp: u64 },
+    Failure { id: u64, text: String },
 }
 
 /// The other side broke the protocol; the connection cannot go on.
@@ -55,7 +59,7 @@ pub(crate) enum Violation {
     Truncated,
     #[error("a frame with bytes behind its end")]
     Trailing,
-    #[error("a refusal that is no text")]
+    #[error("a refusal or a failure that is no text")]
     NotText,
     #[error("a chunk that is empty or too long")]
     BadChunk,
@@ -84,6 +88,7 @@ impl Frame {
             }
             Frame::More { id, .. } => head(&mut out, MORE, *id),
             Frame::Refusal { id, .. } => head(&mut out, REFUSAL, *id),
+            Frame::Failure { id, .. } => head(&mut out, FAILURE, *id),
             Frame::Cancel { id } => head(&mut out, CANCEL, *id),
             Frame::Ping { stamp } => head(&mut out, PING, *stamp),
             Frame::Pong { stamp } => head(&mut out, PONG, *stamp),
@@ -95,7 +100,7 @@ impl Frame {
     fn tail(&self) -> &[u8] {
         match self {
             Frame::Request { chunk, .. } | Frame::Answer { chunk, .. } | Frame::More { chunk, .. } => chunk,
-            Frame::Refusal { text, .. } => text.as_bytes(),
+            Frame::Refusal { text, .. } | Frame::Failure { text, .. } => text.as_bytes(),
             Frame::Cancel { .. } | Frame::Ping { .. } | Frame::Pong { .. } => &[],
         }
     }
@@ -115,10 +120,8 @@ impl Frame {
             }
             MORE if bytes.is_empty() || bytes.len() > CHUNK_BYTES_MAX => return Err(Violation::BadChunk),
             MORE => return Ok(Frame::More { id, chunk: bytes }),
-            REFUSAL => {
-                let text = std::str::from_utf8(&bytes).map_err(|_| Violation::NotText)?;
-                return Ok(Frame::Refusal { id, text: text.to_owned() });
-            }
+            REFUSAL => return Ok(Frame::Refusal { id, text: text(&bytes)? }),
+            FAILURE => return Ok(Frame::Failure { id, text: text(&bytes)? }),
             CANCEL => Frame::Cancel { id },
             PING => Frame::Ping { stamp: id },
             PONG => Frame::Pong { stamp: id },
@@ -131,6 +134,10 @@ impl Frame {
 fn head(out: &mut BytesMut, kind: u8, id: u64) {
     out.put_u8(kind);
     out.put_u64(id);
+}
+
+fn text(bytes: &[u8]) -> Result<String, Violation> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Violation::NotText)
 }
 
 fn first_chunk(chunk: Bytes, total: u32) -> Result<Bytes, Violation> {
@@ -229,6 +236,7 @@ mod tests {
             Frame::Cancel { id: 5 },
             Frame::Ping { stamp: u64::MAX },
             Frame::Pong { stamp: 7 },
+            Frame::Failure { id: 8, text: "x".into() },
         ]
     }
 
@@ -245,6 +253,7 @@ mod tests {
             "050000000000000005",
             "06ffffffffffffffff",
             "070000000000000007",
+            "08000000000000000878",
         ];
         assert_eq!(lines, golden);
         for frame in frames() {

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message as Socketed;
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::{Accepting, Dialling, Failed, Proven, welcome};
-use super::hello::{HANDSHAKE_BYTES_MAX, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Refusal};
+use super::hello::{HANDSHAKE_BYTES_MAX, Hello, Message, Refusal};
 use super::peers::Shared;
 use super::{Lane, Remote};
 
@@ -84,6 +84,7 @@ impl Greeted {
             incarnation: hello.incarnation,
             cluster: hello.cluster,
             address: advertised.unwrap_or(seen),
+            protocols: (hello.protocol_min, hello.protocol_max),
             protocol: *protocol,
         }
     }
@@ -153,8 +154,8 @@ fn own_hello(shared: &Shared, lane: Lane) -> Hello {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).expect("the system has random numbers");
     Hello {
-        protocol_min: PROTOCOL_MIN,
-        protocol_max: PROTOCOL_MAX,
+        protocol_min: settings.protocols.0,
+        protocol_max: settings.protocols.1,
         lane,
         node_id: settings.node_id,
         instance: shared.instance,
@@ -166,6 +167,7 @@ fn own_hello(shared: &Shared, lane: Lane) -> Hello {
         name: settings.name.clone(),
         advertised: settings.advertise.clone(),
         keys: settings.secrets.ids(),
+        marks: shared.marks.lock().clone(),
     }
 }
 

@@ -6,7 +6,7 @@
 //! want each other; either may still refuse, and says why. Frames after the handshake are not signed: against someone
 //! who can change packets between nodes, use TLS.
 
-use super::hello::{Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, Reason, Refusal};
+use super::hello::{Hello, Message, Reason, Refusal};
 use super::secrets::{KeyId, Secrets};
 
 const ACCEPTING: &[u8] = b"accepting";
@@ -32,14 +32,16 @@ pub(crate) struct Proven {
 /// The dialling side, waiting for the challenge.
 pub(crate) struct Dialling {
     secrets: Secrets,
-    own: Vec<u8>,
+    own: Hello,
+    /// As it was sent.
+    own_bytes: Vec<u8>,
 }
 
 impl Dialling {
     /// The state, and the first message to send.
     pub(crate) fn start(secrets: Secrets, own: Hello) -> (Dialling, Vec<u8>) {
-        let own = Message::Hello(own).encode();
-        (Dialling { secrets, own: own.clone() }, own)
+        let own_bytes = Message::Hello(own.clone()).encode();
+        (Dialling { secrets, own, own_bytes: own_bytes.clone() }, own_bytes)
     }
 
     /// Checks the challenge. The proof to send, once the peer is wanted.
@@ -50,11 +52,11 @@ impl Dialling {
             _ => return Err(malformed("expected a challenge")),
         };
         let hello = hello_in(&theirs)?;
-        if !self.secrets.verify(key, &[ACCEPTING, &self.own, &theirs], &tag) {
+        if !self.secrets.verify(key, &[ACCEPTING, &self.own_bytes, &theirs], &tag) {
             return Err(wrong_secret());
         }
-        let protocol = common_protocol(&hello)?;
-        let proof = self.secrets.sign(key, &[DIALLING, &self.own, &theirs]).ok_or_else(wrong_secret)?;
+        let protocol = common_protocol(&self.own, &hello)?;
+        let proof = self.secrets.sign(key, &[DIALLING, &self.own_bytes, &theirs]).ok_or_else(wrong_secret)?;
         Ok((Proven { hello, protocol }, Message::Proof(proof).encode()))
     }
 
@@ -73,7 +75,8 @@ pub(crate) struct Accepting {
     secrets: Secrets,
     key: KeyId,
     theirs: Vec<u8>,
-    own: Vec<u8>,
+    own: Hello,
+    own_bytes: Vec<u8>,
     hello: Hello,
 }
 
@@ -87,10 +90,10 @@ impl Accepting {
         let hello = hello_in(message)?;
         own.lane = hello.lane;
         let key = secrets.common(&hello.keys).ok_or_else(wrong_secret)?;
-        let own = Message::Hello(own).encode();
-        let tag = secrets.sign(key, &[ACCEPTING, message, &own]).ok_or_else(wrong_secret)?;
-        let challenge = Message::Challenge { hello: own.clone(), key, tag }.encode();
-        Ok((Accepting { secrets, key, theirs: message.to_vec(), own, hello }, challenge))
+        let own_bytes = Message::Hello(own.clone()).encode();
+        let tag = secrets.sign(key, &[ACCEPTING, message, &own_bytes]).ok_or_else(wrong_secret)?;
+        let challenge = Message::Challenge { hello: own_bytes.clone(), key, tag }.encode();
+        Ok((Accepting { secrets, key, theirs: message.to_vec(), own, own_bytes, hello }, challenge))
     }
 
     /// Checks the proof. What is left is to say [`welcome`], or to refuse.
@@ -100,10 +103,10 @@ impl Accepting {
             Some(Message::Refusal(refusal)) => return Err(Failed::There(refusal)),
             _ => return Err(malformed("expected a proof")),
         };
-        if !self.secrets.verify(self.key, &[DIALLING, &self.theirs, &self.own], &tag) {
+        if !self.secrets.verify(self.key, &[DIALLING, &self.theirs, &self.own_bytes], &tag) {
             return Err(wrong_secret());
         }
-        let protocol = common_protocol(&self.hello)?;
+        let protocol = common_protocol(&self.own, &self.hello)?;
         Ok(Proven { hello: self.hello, protocol })
     }
 }
@@ -113,16 +116,15 @@ pub(crate) fn welcome() -> Vec<u8> {
 }
 
 /// The newest version both sides speak.
-fn common_protocol(theirs: &Hello) -> Result<u16, Failed> {
-    let newest = theirs.protocol_max.min(PROTOCOL_MAX);
-    if newest >= theirs.protocol_min.max(PROTOCOL_MIN) {
+fn common_protocol(own: &Hello, theirs: &Hello) -> Result<u16, Failed> {
+    let newest = theirs.protocol_max.min(own.protocol_max);
+    if newest >= theirs.protocol_min.max(own.protocol_min) {
         return Ok(newest);
     }
-    let (min, max) = (theirs.protocol_min, theirs.protocol_max);
-    let text = format!(
-        "one node speaks versions {PROTOCOL_MIN} to {PROTOCOL_MAX}, {:?} {min} to {max}",
-        theirs.name
-    );
+    let speaks = |node: &Hello| {
+        format!("{:?} speaks protocol versions {} to {}", node.name, node.protocol_min, node.protocol_max)
+    };
+    let text = format!("{}, {}: upgrade by way of a version between", speaks(own), speaks(theirs));
     Err(Failed::Here(Reason::NoCommonProtocol.because(text)))
 }
 
@@ -157,8 +159,8 @@ mod tests {
 
     fn hello(name: &str, secrets: &Secrets) -> Hello {
         Hello {
-            protocol_min: PROTOCOL_MIN,
-            protocol_max: PROTOCOL_MAX,
+            protocol_min: 1,
+            protocol_max: 1,
             lane: Lane::Control,
             node_id: name.bytes().map(u128::from).sum(),
             instance: 1,
@@ -170,6 +172,7 @@ mod tests {
             name: name.to_owned(),
             advertised: None,
             keys: secrets.ids(),
+            marks: Vec::new(),
         }
     }
 
@@ -246,13 +249,20 @@ mod tests {
 
     #[test]
     fn versions_without_overlap_are_refused_on_both_sides() {
-        let keys = secrets(&["a"]);
-        let mut later = hello("later", &keys);
-        (later.protocol_min, later.protocol_max) = (PROTOCOL_MAX + 1, PROTOCOL_MAX + 3);
-        let Err(Failed::Here(refusal)) = common_protocol(&later) else { panic!("agreed") };
-        assert_eq!(refusal.reason, Reason::NoCommonProtocol);
-        (later.protocol_min, later.protocol_max) = (PROTOCOL_MIN, PROTOCOL_MAX + 3);
-        assert_eq!(common_protocol(&later), Ok(PROTOCOL_MAX));
+        let with = |name, (protocol_min, protocol_max)| Hello {
+            protocol_min,
+            protocol_max,
+            ..hello(name, &secrets(&["a"]))
+        };
+        let agreed = |own, theirs| common_protocol(&with("own", own), &with("other", theirs));
+        assert_eq!(agreed((1, 2), (1, 5)), Ok(2));
+        assert_eq!(agreed((1, 5), (1, 2)), Ok(2));
+        assert_eq!(agreed((2, 3), (3, 4)), Ok(3));
+        for (own, theirs) in [((1, 2), (3, 5)), ((3, 5), (1, 2))] {
+            let Err(Failed::Here(refusal)) = agreed(own, theirs) else { panic!("agreed") };
+            assert_eq!(refusal.reason, Reason::NoCommonProtocol);
+            assert!(refusal.text.contains("\"own\"") && refusal.text.contains("\"other\""), "{refusal}");
+        }
     }
 
     proptest! {

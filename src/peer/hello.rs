@@ -4,7 +4,7 @@
 //! every message   "FPCP" | kind u8 | ...
 //! hello       1   format u8 | min u16 | max u16 | lane u8 | node id u128 | instance u64 | incarnation u64
 //!                 | has cluster u8 | cluster u128 | port u16 | largest body u32 | nonce 32
-//!                 | name u8+n | advertised u8+n | keys u8+8n
+//!                 | name u8+n | advertised u8+n | keys u8+8n | marks u8+8n
 //! challenge   2   hello message u16+n | key id 8 | tag 32
 //! proof       3   tag 32
 //! welcome     4
@@ -20,13 +20,14 @@ use super::secrets::{KEYS_MAX, KeyId, Tag};
 
 /// Largest message of a handshake.
 pub(crate) const HANDSHAKE_BYTES_MAX: usize = 4 << 10;
-/// The lowest and the highest protocol version this build speaks.
-pub const PROTOCOLS: (u16, u16) = (PROTOCOL_MIN, PROTOCOL_MAX);
-pub(crate) const PROTOCOL_MIN: u16 = 1;
-pub(crate) const PROTOCOL_MAX: u16 = 1;
+/// The lowest and the highest protocol version this build speaks. A version that raises the highest keeps the one
+/// before, so that nodes can be upgraded one after the other.
+pub const PROTOCOLS: (u16, u16) = (1, 1);
 
 const MAGIC: &[u8; 4] = b"FPCP";
 const FORMAT: u8 = 1;
+/// Most marks a node tells: the one its cluster has, and the next.
+const MARKS_MAX: usize = 2;
 const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
 /// What a node says about itself on a new connection.
@@ -49,6 +50,8 @@ pub(crate) struct Hello {
     /// `host:port` to dial it, where that is not what it is seen under.
     pub(crate) advertised: Option<String>,
     pub(crate) keys: Vec<KeyId>,
+    /// See [`super::Mark`].
+    pub(crate) marks: Vec<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,10 +82,11 @@ pub enum Reason {
     SameId = 6,
     Yourself = 7,
     Full = 8,
+    OutdatedData = 9,
 }
 
 impl Reason {
-    const ALL: [Reason; 8] = [
+    const ALL: [Reason; 9] = [
         Reason::Malformed,
         Reason::WrongSecret,
         Reason::OtherCluster,
@@ -91,6 +95,7 @@ impl Reason {
         Reason::SameId,
         Reason::Yourself,
         Reason::Full,
+        Reason::OutdatedData,
     ];
 
     /// As in logs and metrics.
@@ -104,6 +109,7 @@ impl Reason {
             Reason::SameId => "same_id",
             Reason::Yourself => "yourself",
             Reason::Full => "full",
+            Reason::OutdatedData => "outdated_data",
         }
     }
 
@@ -193,6 +199,8 @@ impl Hello {
         }
         out.put_u8(self.keys.len().min(KEYS_MAX) as u8);
         self.keys.iter().take(KEYS_MAX).for_each(|key| out.put_slice(key));
+        out.put_u8(self.marks.len().min(MARKS_MAX) as u8);
+        self.marks.iter().take(MARKS_MAX).for_each(|mark| out.put_u64(*mark));
     }
 
     fn decode(mut bytes: &[u8]) -> Option<Hello> {
@@ -214,6 +222,8 @@ impl Hello {
             return None;
         }
         let keys = (0..count).map(|_| array(rest)).collect::<Option<Vec<KeyId>>>()?;
+        let count = usize::from(rest.try_get_u8().ok().filter(|count| usize::from(*count) <= MARKS_MAX)?);
+        let marks = (0..count).map(|_| rest.try_get_u64().ok()).collect::<Option<Vec<u64>>>()?;
         let advertised = Some(advertised).filter(|text| !text.is_empty());
         Some(Hello {
             protocol_min,
@@ -229,6 +239,7 @@ impl Hello {
             name,
             advertised,
             keys,
+            marks,
         })
     }
 }
@@ -274,11 +285,12 @@ mod tests {
             name: "n-1".into(),
             advertised: Some("h:1".into()),
             keys: vec![[7; 8], [8; 8]],
+            marks: vec![9],
         }
     }
 
     fn messages() -> Vec<Message> {
-        let bare = Hello { cluster: None, advertised: None, keys: vec![], ..hello() };
+        let bare = Hello { cluster: None, advertised: None, keys: vec![], marks: vec![], ..hello() };
         vec![
             Message::Hello(hello()),
             Message::Hello(bare),
@@ -336,8 +348,9 @@ mod tests {
         fn any_hello_comes_back(
             node_id in any::<u128>(), incarnation in any::<u64>(), cluster in any::<Option<u128>>(),
             port in any::<u16>(), name in "[a-z]{0,64}", keys in prop::collection::vec(any::<KeyId>(), 0..16),
+            marks in prop::collection::vec(any::<u64>(), 0..=MARKS_MAX),
         ) {
-            let hello = Hello { node_id, incarnation, cluster, port, name, keys, ..hello() };
+            let hello = Hello { node_id, incarnation, cluster, port, name, keys, marks, ..hello() };
             let message = Message::Hello(hello);
             prop_assert_eq!(Message::decode(&message.encode()), Some(message));
         }

@@ -89,6 +89,11 @@ impl Link {
         self.lanes[lane as usize].send_replace(caller);
     }
 
+    #[cfg(test)]
+    pub(crate) fn callers(&self) -> impl Iterator<Item = Arc<Caller>> + '_ {
+        self.lanes.iter().filter_map(|lane| lane.borrow().clone())
+    }
+
     pub(crate) async fn call(
         &self,
         lane: Lane,
@@ -115,6 +120,7 @@ impl Link {
         let mut lanes = self.lanes[lane as usize].subscribe();
         let standing = lanes.wait_for(Option::is_some);
         tokio::select! {
+            biased;
             () = self.down.cancelled() => Err(CallError::NotSent("the link is down".to_owned())),
             found = timeout_at(deadline, standing) => match found {
                 Ok(Ok(caller)) => Ok(caller.clone().expect("waited for one")),

@@ -30,14 +30,17 @@ mod serve;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::tls::{Dialler, TlsError};
 
-pub use hello::{PROTOCOLS, Reason, Refusal};
+pub use hello::PROTOCOLS;
+pub use hello::{Reason, Refusal};
 pub use links::{LinkInfo, LinkState};
 pub use peers::Peers;
 pub use secrets::Secrets;
@@ -99,8 +102,26 @@ pub struct Remote {
     pub cluster: Option<u128>,
     /// Where to dial it: advertised, or the observed IP with its listening port.
     pub address: SocketAddr,
-    /// The protocol version in use.
+    /// The lowest and the highest protocol version it speaks.
+    pub protocols: (u16, u16),
+    /// The one in use.
     pub protocol: u16,
+}
+
+/// What a node last told its cluster of itself: a random number that it had written to its disk before. Whoever comes
+/// under its id and does not have the number runs on data from before that time, and what this data promised to others
+/// since, votes and entries, it does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub value: u64,
+    /// The process that told it; see [`Peers::instance`].
+    pub instance: u64,
+}
+
+impl Mark {
+    fn is_known_to(&self, instance: u64, marks: &[u64]) -> bool {
+        self.instance == instance || marks.contains(&self.value)
+    }
 }
 
 /// The coming result of a call.
@@ -110,7 +131,8 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Bytes, Refused>> + Send
 ///
 /// `call` is entered in the order of arrival, and its future is polled once before the next call of that connection is
 /// looked at; what it does up to its first wait is therefore ordered, and must be short. It must not wait for a later
-/// call of the same connection. It runs to its end even if the connection breaks.
+/// call of the same connection. It runs to its end even if the connection breaks. If it panics, the caller hears at
+/// once that the call is lost: a refusal would say that nothing was done.
 pub trait Service: Send + Sync + 'static {
     fn call<'a>(&'a self, from: &'a Remote, method: u16, body: Bytes) -> Answer<'a>;
 }
@@ -120,13 +142,25 @@ pub trait Service: Send + Sync + 'static {
 #[error("{0}")]
 pub struct Refused(pub String);
 
+/// The outcome of a call that a task of its own serves, for services that must not run where the links do. A panic of
+/// the task is one of the service. A task that was cancelled ends with its runtime, and the links with it.
+pub async fn served_by(task: JoinHandle<Result<Bytes, Refused>>) -> Result<Bytes, Refused> {
+    match task.await {
+        Ok(outcome) => outcome,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// It certainly never reached the other side's service.
     #[error("not sent: {0}")]
     NotSent(String),
-    /// The link broke or time ran out after it was sent: it may have been served.
+    /// The link broke, time ran out or the service failed after it was sent: it may have been served.
     #[error("lost: {0}")]
     Lost(String),
     /// The service, or the absence of one, said no; what that means is between caller and service.
@@ -140,6 +174,10 @@ pub struct PeerSettings {
     pub node_id: u128,
     pub name: String,
     pub incarnation: u64,
+    /// The lowest and the highest protocol version to speak.
+    pub protocols: (u16, u16),
+    /// Those of which the cluster has one, or none yet; see [`Mark`] and [`Peers::set_own_marks`].
+    pub marks: Vec<u64>,
     /// `None` until the node belongs to a cluster; see [`Peers::set_cluster`].
     pub cluster: Option<u128>,
     /// The port its listener is bound to.
@@ -158,7 +196,7 @@ impl PeerSettings {
     pub fn of(
         config: &Config,
         node_id: u128,
-        incarnation: u64,
+        (incarnation, marks): (u64, Vec<u64>),
         listen_port: u16,
     ) -> Result<PeerSettings, TlsError> {
         let body = config.batch_body_max_bytes.saturating_mul(2) + BODY_SLACK_BYTES;
@@ -166,6 +204,8 @@ impl PeerSettings {
             node_id,
             name: config.node_name.clone(),
             incarnation,
+            protocols: config.peer_protocols.unwrap_or(PROTOCOLS),
+            marks,
             cluster: None,
             listen_port,
             advertise: config.advertise_addr.clone(),

@@ -21,6 +21,7 @@ pub(crate) enum Kind {
     Request { method: u16, gate: Arc<Gate> },
     Answer,
     Refusal { text: String },
+    Failure { text: String },
 }
 
 /// The connection is gone.
@@ -102,6 +103,13 @@ impl Outbox {
         self.wake.notify_one();
     }
 
+    /// Bytes that wait, as the bound counts them, and the bound.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        let cost = |message: &Outgoing| (message.total + MESSAGE_BYTES).min(self.bytes_max as usize);
+        (self.queue.lock().messages.iter().map(cost).sum(), self.bytes_max as usize)
+    }
+
     /// The next frame to send; waits for one.
     pub(crate) async fn next(&self) -> Result<Frame, Closed> {
         loop {
@@ -128,7 +136,7 @@ impl Outbox {
             if message.left > 0 && !matches!(frame, Frame::Cancel { .. }) {
                 match message.kind {
                     Kind::Request { .. } => queue.messages.push_front(message),
-                    Kind::Answer | Kind::Refusal { .. } => queue.messages.push_back(message),
+                    _ => queue.messages.push_back(message),
                 }
             }
             return Ok(Some(frame));
@@ -148,15 +156,18 @@ impl Outgoing {
                 return (!is_first).then_some(Frame::Cancel { id: self.id });
             }
         }
-        if let Kind::Refusal { text } = &mut self.kind {
-            return Some(Frame::Refusal { id: self.id, text: std::mem::take(text) });
+        let id = self.id;
+        match &mut self.kind {
+            Kind::Refusal { text } => return Some(Frame::Refusal { id, text: std::mem::take(text) }),
+            Kind::Failure { text } => return Some(Frame::Failure { id, text: std::mem::take(text) }),
+            Kind::Request { .. } | Kind::Answer => {}
         }
-        let (id, chunk) = (self.id, self.take_chunk());
+        let chunk = self.take_chunk();
         let total = self.total as u32;
         Some(match &self.kind {
             _ if !is_first => Frame::More { id, chunk },
             Kind::Request { method, .. } => Frame::Request { id, method: *method, total, chunk },
-            Kind::Answer | Kind::Refusal { .. } => Frame::Answer { id, total, chunk },
+            _ => Frame::Answer { id, total, chunk },
         })
     }
 
@@ -234,6 +245,7 @@ mod tests {
                 Frame::Answer { id, chunk, .. } => ('a', id, chunk.len()),
                 Frame::More { id, chunk } => ('m', id, chunk.len()),
                 Frame::Refusal { id, text } => ('n', id, text.len()),
+                Frame::Failure { id, text } => ('f', id, text.len()),
                 Frame::Cancel { id } => ('c', id, 0),
                 Frame::Ping { stamp } => ('i', stamp, 0),
                 Frame::Pong { stamp } => ('o', stamp, 0),

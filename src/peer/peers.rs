@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::{run, websocket_config};
+use super::dial::{Network, Tcp};
 use super::greet::{GreetError, accepted};
 use super::hello::Reason;
 use super::links::{LinkInfo, Links};
 use super::outbox::Outbox;
 use super::roster::Roster;
 use super::serve::{Requests, Services};
-use super::{CallError, Lane, PeerSettings, Remote, Service, dial};
+use super::{CallError, Lane, Mark, PeerSettings, Remote, Service, dial};
 use crate::metrics::Metrics;
 
 /// Most addresses that are dialled; further ones are left out.
@@ -37,17 +38,19 @@ const REFUSALS_REMEMBERED_MAX: usize = 256;
 
 /// The links of this node. Clones share them; [`Peers::close`] ends them.
 #[derive(Clone)]
-pub struct Peers(Arc<Shared>);
+pub struct Peers(pub(super) Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) settings: PeerSettings,
     pub(crate) instance: u64,
+    pub(crate) network: Arc<dyn Network>,
     /// Runs the control connections, and all that keeps links.
     pub(crate) runtime: Handle,
     /// Runs the connections of the log lane, beside the work that waits for them.
     pub(crate) work: Handle,
     pub(crate) metrics: Metrics,
     pub(crate) roster: Mutex<Roster>,
+    pub(crate) marks: Mutex<Vec<u64>>,
     pub(crate) links: Links,
     /// Woken when a link goes down.
     pub(crate) link_freed: Notify,
@@ -62,11 +65,24 @@ impl Peers {
     /// made and taken: a call then passes from task to task of one thread. All else runs on `runtime`, which a busy
     /// node does not keep from saying that it lives.
     pub fn start(settings: PeerSettings, runtime: Handle, work: Handle, metrics: Metrics) -> Peers {
+        Peers::start_over(Arc::new(Tcp), settings, runtime, work, metrics)
+    }
+
+    /// As [`Peers::start`], dialling over a network of the caller's.
+    pub(crate) fn start_over(
+        network: Arc<dyn Network>,
+        settings: PeerSettings,
+        runtime: Handle,
+        work: Handle,
+        metrics: Metrics,
+    ) -> Peers {
         let instance = getrandom::u64().expect("the system has random numbers");
         let roster = Roster::new(settings.node_id, settings.name.clone(), instance, settings.cluster);
         Peers(Arc::new(Shared {
+            marks: Mutex::new(settings.marks.clone()),
             settings,
             instance,
+            network,
             runtime,
             work,
             metrics,
@@ -116,6 +132,7 @@ impl Peers {
         let shared = self.0.clone();
         let running = self.0.runtime.spawn(async move {
             tokio::select! {
+                biased;
                 () = shared.stop.cancelled() => {}
                 () = shared.run_accepted(io, from) => {}
             }
@@ -139,6 +156,26 @@ impl Peers {
     /// From now on only nodes of this cluster or of none are let in; connections with others end.
     pub fn set_cluster(&self, cluster: u128) {
         self.0.roster.lock().set_cluster(cluster);
+    }
+
+    /// The lowest and the highest protocol version this node speaks.
+    pub fn protocols(&self) -> (u16, u16) {
+        self.0.settings.protocols
+    }
+
+    /// Random per process.
+    pub fn instance(&self) -> u64 {
+        self.0.instance
+    }
+
+    /// What this node tells from now on to prove that its data is not from the past; on disk by now.
+    pub fn set_own_marks(&self, marks: Vec<u64>) {
+        *self.0.marks.lock() = marks;
+    }
+
+    /// From now on a node that does not know its mark is not let in; connections with such nodes end.
+    pub fn set_marks(&self, marks: BTreeMap<u128, Mark>) {
+        self.0.roster.lock().set_marks(marks);
     }
 
     /// What is dialled and what became of it. Changes whenever a state does.
@@ -195,6 +232,7 @@ impl Shared {
             shared.metrics.peer_connections.inc();
             let _open = scopeguard(|| shared.metrics.peer_connections.dec());
             tokio::select! {
+                biased;
                 why = run(socket, &outbox, lane, &shared.metrics, &mut requests) => why,
                 () = greeted.stop.cancelled() => "the node was started anew".to_owned(),
             }

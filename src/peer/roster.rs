@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Mark;
 use super::hello::{Hello, Reason, Refusal};
 
 /// Most nodes that are connected at once.
@@ -17,6 +18,8 @@ pub(crate) struct Roster {
     name: String,
     instance: u64,
     cluster: Option<u128>,
+    /// What nodes last told the cluster.
+    marks: BTreeMap<u128, Mark>,
     nodes: BTreeMap<u128, Known>,
 }
 
@@ -25,6 +28,7 @@ struct Known {
     instance: u64,
     incarnation: u64,
     cluster: Option<u128>,
+    marks: Vec<u64>,
     connections: usize,
     /// Ends the connections of this process of the node.
     stop: CancellationToken,
@@ -32,7 +36,7 @@ struct Known {
 
 impl Roster {
     pub(crate) fn new(node_id: u128, name: String, instance: u64, cluster: Option<u128>) -> Roster {
-        Roster { node_id, name, instance, cluster, nodes: BTreeMap::new() }
+        Roster { node_id, name, instance, cluster, marks: BTreeMap::new(), nodes: BTreeMap::new() }
     }
 
     pub(crate) fn cluster(&self) -> Option<u128> {
@@ -46,10 +50,21 @@ impl Roster {
         others.for_each(|node| node.stop.cancel());
     }
 
+    /// From now on a node that does not know its mark is not let in; connections of such nodes end.
+    pub(crate) fn set_marks(&mut self, marks: BTreeMap<u128, Mark>) {
+        self.marks = marks;
+        let known = |id: &u128, node: &Known| {
+            self.marks.get(id).is_none_or(|mark| mark.is_known_to(node.instance, &node.marks))
+        };
+        let unknown = self.nodes.iter().filter(|(id, node)| !known(id, node));
+        unknown.for_each(|(_, node)| node.stop.cancel());
+    }
+
     /// Counts one more connection of the node that says hello. The token ends it when the node was replaced.
     pub(crate) fn admit(&mut self, hello: &Hello) -> Result<CancellationToken, Refusal> {
         self.check_identity(hello)?;
         self.check_cluster(hello)?;
+        self.check_mark(hello)?;
         self.check_others(hello)?;
         if self.nodes.get(&hello.node_id).is_some_and(|known| known.instance != hello.instance) {
             let former = self.nodes.remove(&hello.node_id);
@@ -60,6 +75,7 @@ impl Roster {
             instance: hello.instance,
             incarnation: hello.incarnation,
             cluster: hello.cluster,
+            marks: hello.marks.clone(),
             connections: 0,
             stop: CancellationToken::new(),
         });
@@ -106,6 +122,19 @@ impl Roster {
         }
     }
 
+    fn check_mark(&self, hello: &Hello) -> Result<(), Refusal> {
+        match self.marks.get(&hello.node_id) {
+            Some(mark) if !mark.is_known_to(hello.instance, &hello.marks) => {
+                Err(Reason::OutdatedData.because(format!(
+                    "node {:?} came back with data of an earlier time, without what it wrote since: empty its data \
+                     directory and start it with FASTPACA_REPLACE=true",
+                    hello.name
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check_others(&self, hello: &Hello) -> Result<(), Refusal> {
         let same_name = |(id, known): (&u128, &Known)| *id != hello.node_id && known.name == hello.name;
         if self.nodes.iter().any(same_name) {
@@ -145,6 +174,7 @@ mod tests {
             name: name.to_owned(),
             advertised: None,
             keys: Vec::new(),
+            marks: Vec::new(),
         }
     }
 
@@ -179,6 +209,28 @@ mod tests {
         assert_eq!(reason(&mut roster, &hello(2, "b", 20, 5)), Some(Reason::SameId), "21 is still there");
         roster.release(2, 21);
         assert_eq!(reason(&mut roster, &hello(2, "b", 20, 5)), None);
+    }
+
+    #[test]
+    fn data_from_the_past_is_not_let_in() {
+        let mut roster = Roster::new(1, "a".into(), 10, None);
+        let with = |instance, marks: &[u64]| Hello { marks: marks.to_vec(), ..hello(2, "b", instance, 5) };
+        roster.set_marks(BTreeMap::from([(2, Mark { value: 7, instance: 20 })]));
+        for outdated in [with(21, &[]), with(21, &[6]), with(21, &[5, 6])] {
+            let refused = roster.admit(&outdated).expect_err("7 was told after this was written");
+            assert_eq!(refused.reason, Reason::OutdatedData);
+            assert!(refused.text.contains("\"b\"") && refused.text.contains("FASTPACA_REPLACE"), "{refused}");
+        }
+        for current in [with(21, &[7]), with(21, &[6, 7]), with(21, &[7, 8])] {
+            assert!(roster.admit(&current).is_ok());
+            roster.release(2, 21);
+        }
+        let told_it = roster.admit(&with(20, &[6])).expect("the process that told the mark");
+        assert!(roster.admit(&hello(3, "c", 30, 1)).is_ok(), "it has told none yet");
+        roster.set_marks(BTreeMap::from([(2, Mark { value: 8, instance: 20 })]));
+        assert!(!told_it.is_cancelled(), "it goes on to tell marks");
+        roster.set_marks(BTreeMap::from([(2, Mark { value: 9, instance: 22 })]));
+        assert!(told_it.is_cancelled(), "a process that started later told one");
     }
 
     #[test]

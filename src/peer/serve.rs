@@ -16,13 +16,15 @@ use tokio::sync::Semaphore;
 use tokio::task::coop::unconstrained;
 
 use super::connection::Handler;
-use super::frame::{Frame, REFUSAL_BYTES_MAX, Reassembly, Violation};
+use super::frame::{Frame, Reassembly, TEXT_BYTES_MAX, Violation};
 use super::hello::shortened;
 use super::outbox::{Kind, Outbox};
 use super::{Lane, Refused, Remote, Service};
 
 /// Bytes of requests of one connection that are served at once, unless a single one is larger.
 const SERVED_BYTES_MAX: u32 = 64 << 20;
+/// What a caller hears of a panic.
+const PANICKED: &str = "the node failed while it served the call";
 
 /// Who serves which methods.
 #[derive(Default)]
@@ -91,12 +93,10 @@ impl Requests {
         let mut call = Box::pin(async move {
             let outcome = match service {
                 Some(service) => enter(&*service, &remote, method, body).await,
-                None => Some(Err(Refused(format!("method {method} is not served here")))),
+                None => Ok(Err(Refused(format!("method {method} is not served here")))),
             };
             drop(room);
-            if let Some(outcome) = outcome {
-                answer(&outbox, id, outcome, answer_bytes_max).await;
-            }
+            answer(&outbox, id, outcome, answer_bytes_max).await;
             drop(slot);
         });
         // Without a budget, which could end the poll anywhere before the service has queued the call: what comes next
@@ -126,19 +126,21 @@ impl Handler for Requests {
     }
 }
 
-/// A service that panics gives no answer: what it did is unknown, and a refusal would say otherwise.
+/// The service panicked: what it did is unknown, which a refusal would deny.
+struct Panicked;
+
 async fn enter(
     service: &dyn Service,
     from: &Remote,
     method: u16,
     body: Bytes,
-) -> Option<Result<Bytes, Refused>> {
+) -> Result<Result<Bytes, Refused>, Panicked> {
     let call = AssertUnwindSafe(async { service.call(from, method, body).await });
-    let outcome = call.catch_unwind().await;
-    if let Err(panic) = &outcome {
-        tracing::error!(event = "peer_service_panicked", method, detail = panic_text(&**panic));
-    }
-    outcome.ok()
+    call.catch_unwind().await.map_err(|panic| {
+        let detail = panic_text(&*panic);
+        tracing::error!(event = "peer_service_panicked", method, node = from.name, detail);
+        Panicked
+    })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
@@ -146,16 +148,23 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown kind")
 }
 
-async fn answer(outbox: &Outbox, id: u64, outcome: Result<Bytes, Refused>, bytes_max: usize) {
+async fn answer(
+    outbox: &Outbox,
+    id: u64,
+    outcome: Result<Result<Bytes, Refused>, Panicked>,
+    bytes_max: usize,
+) {
     let (kind, body) = match outcome {
-        Ok(body) if body.len() > bytes_max => {
+        Ok(Ok(body)) if body.len() > bytes_max => {
             let text = format!("an answer of {} bytes; the caller takes {bytes_max}", body.len());
-            (Kind::Refusal { text }, Bytes::new())
+            (Kind::Failure { text }, Bytes::new())
         }
-        Ok(body) => (Kind::Answer, body),
-        Err(Refused(text)) => {
-            (Kind::Refusal { text: shortened(&text, REFUSAL_BYTES_MAX).to_owned() }, Bytes::new())
+        Ok(Ok(body)) => (Kind::Answer, body),
+        Ok(Err(Refused(text))) => {
+            (Kind::Refusal { text: shortened(&text, TEXT_BYTES_MAX).to_owned() }, Bytes::new())
         }
+        // What the panic said is for the log here.
+        Err(Panicked) => (Kind::Failure { text: PANICKED.to_owned() }, Bytes::new()),
     };
     // A caller whose connection is gone knows that its answer is lost.
     if let Ok(room) = outbox.room(body.len()).await {

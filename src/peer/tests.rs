@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 mod calls;
 mod identity;
 mod secure;
+mod sim;
 
 /// No single step takes longer, unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,6 +42,8 @@ fn settings(name: &str) -> PeerSettings {
         node_id: name.bytes().fold(0, |id, byte| id << 8 | u128::from(byte)),
         name: name.to_owned(),
         incarnation: 1,
+        protocols: PROTOCOLS,
+        marks: Vec::new(),
         cluster: None,
         listen_port: 0,
         advertise: None,

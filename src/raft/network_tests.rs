@@ -24,7 +24,7 @@ use super::snapshot::Installed;
 use super::state_machine::StateMachine;
 use super::tests::{CACHES, append, compact, dump, id, journal_options, open_disk, put};
 use super::types::{Host, Proposal};
-use crate::conversation::{Action, Command, ConversationId};
+use crate::conversation::{Action, Command, ConversationId, Mark, Marks};
 use crate::journal::{Disk, Journal};
 use crate::metrics::Metrics;
 use crate::peer::{CallError, Lane, Refused};
@@ -182,7 +182,11 @@ impl TestNode {
 
     async fn write(&self, n: usize, action: Action) {
         let command = Command { id: id(n), now_ms: 1_000, action };
-        self.target.raft.client_write(Proposal { command: command.encode(), at: None }).await.unwrap();
+        self.propose(command.encode()).await;
+    }
+
+    async fn propose(&self, command: Bytes) {
+        self.target.raft.client_write(Proposal { command, at: None }).await.unwrap();
     }
 
     /// A conversation with sealed runs, keys and a summary, or more of it.
@@ -193,6 +197,8 @@ impl TestNode {
             self.write(n, append(&texts, Some(key))).await;
         }
         self.write(n, compact("summary")).await;
+        let marks = Marks::new(vec![Mark { id: id(n), archived_version: 120 }]);
+        self.propose(marks.encode()).await;
     }
 
     fn last_index(&self) -> u64 {

@@ -17,8 +17,8 @@ use super::recovery::RecoverySettings;
 use super::state_machine::StateMachine;
 use super::types::TypeConfig;
 use crate::conversation::{
-    Action, Command, ConversationId, EventRange, Idempotency, NewMessage, PartKind, PartMeta, Reply,
-    RoleKind, ToolRef, plan_events,
+    Action, Command, ConversationId, EventRange, Idempotency, Mark, Marks, NewMessage, PartKind, PartMeta,
+    Reply, RoleKind, ToolRef, plan_events,
 };
 use crate::journal::{Disk, Journal, OpenError, Options, RealDisk, ScanFrom};
 use crate::metrics::Metrics;
@@ -169,7 +169,7 @@ async fn write(node: &Node, n: usize, action: Action) -> Reply {
     group_of(node, n).write(command.encode()).await.unwrap()
 }
 
-/// Everything a client could see of a conversation, as text.
+/// Everything a client could see of a conversation, as text, and how far it is archived.
 pub(super) fn dump(store: &GroupStore, n: usize) -> String {
     let id = id(n);
     let seen = store.read(&id, |c, history| {
@@ -184,7 +184,7 @@ pub(super) fn dump(store: &GroupStore, n: usize) -> String {
         let query = crate::conversation::WindowQuery { budget_tokens: None, at_version: None, explain: true };
         let window = crate::conversation::plan_window(c, &id, history, &query).unwrap();
         let window: Vec<_> = window.messages.iter().map(|m| (m.seq, m.to_seq, m.token_count)).collect();
-        (format!("{:?} {window:?}", c.describe()), events)
+        (format!("{:?} archived {:?} {window:?}", c.describe(), c.archived_version()), events)
     });
     let Some((text, events)) = seen.unwrap() else { return "absent".into() };
     let locations: Vec<_> = events.iter().map(|event| event.location).collect();
@@ -205,6 +205,12 @@ async fn fill(node: &Node, from: usize, to: usize) {
         write(node, n, append(&texts, Some(1))).await;
         write(node, n, compact("summary")).await;
         write(node, n, append(&texts[..n % 5 + 1], Some(2))).await;
+        // Some as far as they are, some further along from an earlier mark, some never.
+        let group_mates = (0..=n).rev().step_by(usize::from(GROUPS)).filter(|n| n % 3 > 0);
+        let mark = |n| Mark { id: id(n), archived_version: 150 + n as u64 % 2 };
+        let marks = Marks::new(group_mates.map(mark).collect());
+        let marked = group_of(node, n).write(marks.encode()).await.unwrap();
+        assert!(matches!(marked, Reply::Marked { .. }), "{marked:?}");
     }
     write(node, from, Action::Tombstone).await;
 }

@@ -67,6 +67,8 @@ pub struct NodeStatus {
     pub lag: Option<u64>,
     /// Rises with every start of the node.
     pub incarnation: Option<u64>,
+    /// The lowest and the highest version of the protocol between nodes that it speaks.
+    pub protocol: (u16, u16),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

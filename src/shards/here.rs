@@ -161,7 +161,12 @@ async fn bodies(
     if let Some(bodies) = store.cached_bodies(locations.clone()) {
         return Ok(bodies);
     }
-    let (store, locations) = (store.clone(), locations.collect::<Vec<_>>());
+    read_bodies(store, locations.collect()).await
+}
+
+/// Message bytes, on the blocking pool.
+pub(super) async fn read_bodies(store: &Store, locations: Vec<Location>) -> Result<Vec<Bytes>, ReadError> {
+    let store = store.clone();
     let read = tokio::task::spawn_blocking(move || store.bodies(&locations)).await;
     let bodies = read.map_err(|e| ReadError::Internal(format!("read task: {e}")))?;
     if let Err(error @ StoreError::Damaged { .. }) = &bodies {

@@ -6,11 +6,13 @@
 //! Reading order: `route` decides (pure), `search` repeats that within a deadline, `write` and `read` do the work, `here`
 //! reads what is hosted here, `remote` is what nodes say to each other, `attached` is what all of them work with.
 
+mod archive;
 mod attached;
 mod control;
 mod digests;
 mod fresh;
 mod here;
+mod history;
 mod indexes;
 mod links;
 mod list;
@@ -32,13 +34,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout_at;
 
+pub use self::archive::{Lagging, Look};
 use self::attached::Attached;
 pub use self::control::{ClusterControl, ClusterStatus, ControlError, LinkStatus, NodeStatus, Standing};
 pub use self::digests::ReplicaDigest;
+pub use self::history::{DigestPage, HistoryLimits, HistoryPage, StoredKind, StoredMessage, StoredVersion};
 use self::links::{Links, METHODS};
 use self::local::Local;
 pub use self::placement::Placement;
@@ -47,7 +52,7 @@ use self::remote::service::Bounds;
 use self::search::Deadline;
 pub use self::types::*;
 pub use self::watcher::Watcher;
-use crate::conversation::{Action, Command, ConversationId, Reply};
+use crate::conversation::{Action, Command, ConversationId, Marks, Reply};
 use crate::metrics::Metrics;
 use crate::peer::Peers;
 use crate::raft::Node;
@@ -137,11 +142,28 @@ impl Shards {
         id: &ConversationId,
         action: Action,
     ) -> Result<Reply, WriteError> {
+        self.replicate(group, Command { id: id.clone(), now_ms: now_ms(), action }.encode()).await
+    }
+
+    /// Replicates marks of conversations of `group`, also while draining. Doing it again is harmless, whatever the
+    /// error said.
+    pub async fn mark(&self, group: u16, marks: Marks) -> Result<(), WriteError> {
+        self.replicate(group, marks.encode()).await.map(|_| ())
+    }
+
+    /// Replicates a command that restores a piece of a conversation, with the time it carries.
+    pub async fn restore(&self, command: Command) -> Result<Reply, WriteError> {
+        if self.refuses_writes() {
+            return Err(WriteError::Draining);
+        }
+        self.replicate(placement::group_of(&command.id), command.encode()).await
+    }
+
+    async fn replicate(&self, group: u16, command: Bytes) -> Result<Reply, WriteError> {
         if self.0.failure.is_raised() {
             return Err(WriteError::NotApplied("the node has failed and is stopping".into()));
         }
         let attached = self.attached().map_err(|_| WriteError::NotApplied(STARTING.into()))?;
-        let command = Command { id: id.clone(), now_ms: now_ms(), action }.encode();
         let deadline = Deadline::after(self.0.request_timeout);
         let weight = command.len().min(PROPOSED_BYTES_MAX) as u32;
         let room = timeout_at(deadline.answer_by, self.0.proposed_bytes.acquire_many(weight)).await;

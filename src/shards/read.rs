@@ -10,12 +10,16 @@ use tokio::time::{timeout, timeout_at};
 use super::attached::Attached;
 use super::fresh::{Missed, NO_LEADER};
 use super::here;
+use super::history;
 use super::links::Method;
 use super::placement::group_of;
 use super::remote::wire::{self, EventsAsked, Question, ReadAnswer, ReadCall, WindowAsked};
 use super::route::Route;
 use super::search::{Deadline, Search};
-use super::{ChangePage, Consistency, EventPage, EventsQuery, ReadError, ReadOptions, Shards, Usage, Window};
+use super::{
+    ChangePage, Consistency, DigestPage, EventPage, EventsQuery, ReadError, ReadOptions, Shards, Usage,
+    Window,
+};
 use crate::conversation::{ConversationId, Description, WindowQuery};
 use crate::store::GroupStore;
 
@@ -107,6 +111,21 @@ impl Shards {
         match self.reach(id, LOCAL, Question::Changes { after_version, limit_bytes }).await? {
             Reached::Here(store) => here::changes(&store, id, after_version, limit_bytes).await,
             Reached::Answer(ReadAnswer::Changes(page)) => Ok(Some(page.into())),
+            Reached::Answer(other) => other.no_value(),
+        }
+    }
+
+    /// Digests of a conversation's versions from `first` on, at most about `limit`.
+    pub async fn version_digests(
+        &self,
+        id: &ConversationId,
+        first: u64,
+        limit: u64,
+    ) -> Result<Option<DigestPage>, ReadError> {
+        let fresh = ReadOptions::default();
+        match self.reach(id, fresh, Question::Digests { first, limit }).await? {
+            Reached::Here(store) => history::digests(&store, id, first, limit).await,
+            Reached::Answer(ReadAnswer::Digests(page)) => Ok(Some(page.into())),
             Reached::Answer(other) => other.no_value(),
         }
     }

@@ -16,9 +16,10 @@ use super::fresh::{Fresh, Outside};
 use super::index::IndexError;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
+use super::unarchived::Tracking;
 use super::{Shared, StoreError, keys};
 use crate::conversation::{
-    Action, Command, Conversation, ConversationId, FrameLocation, History, Location, Reply,
+    Action, Command, Conversation, ConversationId, Entry, FrameLocation, History, Location, Reply,
 };
 
 /// Position in a group's Raft log, as the store keeps it.
@@ -57,6 +58,8 @@ pub(super) struct Inner {
     pub(super) verified: bool,
     /// A snapshot is replacing everything; nothing can be read until it has.
     pub(super) installing: bool,
+    /// What the archive lacks, while that is tracked.
+    pub(super) tracking: Option<Box<Tracking>>,
     loads_since_sweep: usize,
 }
 
@@ -130,12 +133,16 @@ impl GroupStore {
         encoded: Bytes,
         frame: FrameLocation,
     ) -> Result<Option<Reply>, StoreError> {
-        let (command, locations) = Command::decode(encoded, frame).map_err(|e| StoreError::Command {
+        let entry = Entry::decode(encoded, frame).map_err(|e| StoreError::Command {
             group: self.group,
             index: at.index,
             reason: e.to_string(),
         })?;
-        let mut inner = self.lock_verified_for(&command.id)?;
+        let (command, locations) = match entry {
+            Entry::Command(command, locations) => (command, locations),
+            Entry::Marks(marks) => return self.apply_marks(at, &marks).map(Some),
+        };
+        let mut inner = self.lock_verified_for([&command.id])?;
         let inner = &mut *inner;
         let mut live = self.take(inner, &command.id)?;
         inner.applied = Some(at);
@@ -151,6 +158,7 @@ impl GroupStore {
         });
         let (dirty, writing) = conversation.as_ref().map_or((false, false), |c| (c.1, c.2));
         let mut state = conversation.take().map(|c| c.0);
+        let lacked = state.as_ref().map_or(0, Conversation::unarchived);
         let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
         let effects = crate::conversation::apply(&mut state, at.index, &command, &locations, &outside)?;
         if let Some(state) = state {
@@ -158,6 +166,11 @@ impl GroupStore {
                 && let Some(watcher) = inner.watchers.get(&command.id)
             {
                 watcher.send_replace(state.version());
+            }
+            if effects.changed
+                && let Some(tracking) = &mut inner.tracking
+            {
+                tracking.moved(&command.id, lacked, state.unarchived());
             }
             inner.insert(&self.shared, &command.id, state, dirty || effects.changed, writing);
         }
@@ -175,7 +188,7 @@ impl GroupStore {
         id: &ConversationId,
         look: impl FnOnce(&Conversation, &dyn History) -> T,
     ) -> Result<Option<T>, StoreError> {
-        let mut inner = self.lock_verified_for(id)?;
+        let mut inner = self.lock_verified_for([id])?;
         let inner = &mut *inner;
         let Some(mut live) = self.take(inner, id)? else { return Ok(None) };
         live.touched = true;
@@ -196,7 +209,7 @@ impl GroupStore {
     /// Follows a conversation's version. The value is the newest version applied here, 0 for an unknown one.
     /// Closed when a snapshot replaces the state, or when the group is no longer hosted here.
     pub(crate) fn watch(&self, id: &ConversationId) -> Result<watch::Receiver<u64>, StoreError> {
-        let mut inner = self.lock_verified_for(id)?;
+        let mut inner = self.lock_verified_for([id])?;
         let inner = &mut *inner;
         // Under one lock with the look at the version, so that no change falls between the two.
         let live = self.take(inner, id)?;
@@ -332,14 +345,24 @@ impl GroupStore {
         self.clear_index()
     }
 
-    /// Locks the state; when `id` is not in memory and the index is not yet verified, verifies first, so that
-    /// "not found" is never the answer of an index that lost records.
-    fn lock_verified_for(&self, id: &ConversationId) -> Result<MutexGuard<'_, Inner>, StoreError> {
+    /// Locks the state; when one of `ids` is not in memory and the index is not yet verified, verifies first, so
+    /// that "not found" is never the answer of an index that lost records.
+    pub(super) fn lock_verified_for<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a ConversationId>,
+    ) -> Result<MutexGuard<'_, Inner>, StoreError> {
         let inner = self.inner.lock();
         if inner.installing {
             return Err(StoreError::Installing { group: self.group });
         }
-        if inner.verified || inner.live.contains_key(id) || self.has_head(id)? {
+        let mut known = inner.verified;
+        if !known {
+            known = true;
+            for id in ids {
+                known &= inner.live.contains_key(id) || self.has_head(id)?;
+            }
+        }
+        if known {
             return Ok(inner);
         }
         drop(inner);
@@ -352,7 +375,11 @@ impl GroupStore {
     }
 
     /// Takes a conversation out of memory, loading it first if need be.
-    fn take(&self, inner: &mut Inner, id: &ConversationId) -> Result<Option<Box<Live>>, StoreError> {
+    pub(super) fn take(
+        &self,
+        inner: &mut Inner,
+        id: &ConversationId,
+    ) -> Result<Option<Box<Live>>, StoreError> {
         if let Some(live) = inner.live.remove(id) {
             self.shared.metrics.record_cache_hits.inc();
             return Ok(Some(live));
@@ -397,7 +424,7 @@ impl Live {
 }
 
 impl Inner {
-    fn put_back(&mut self, id: &ConversationId, live: Option<Box<Live>>) {
+    pub(super) fn put_back(&mut self, id: &ConversationId, live: Option<Box<Live>>) {
         if let Some(live) = live {
             self.live.insert(id.clone(), live);
         }
@@ -419,7 +446,7 @@ impl Inner {
 
     /// Evicts clean records that were not used since the last sweep, when the node's records are over budget.
     /// A sweep looks at every record of the group, so it waits for as many loads as would pay for it.
-    fn sweep_if_over(&mut self, shared: &Shared) {
+    pub(super) fn sweep_if_over(&mut self, shared: &Shared) {
         if self.loads_since_sweep * 4 >= self.live.len() {
             self.sweep(shared);
         }

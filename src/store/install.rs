@@ -76,6 +76,7 @@ impl GroupStore {
         self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
         inner.live.clear();
         inner.fresh = Default::default();
+        inner.tracking = None;
         inner.installing = true;
         let under = Under { applied: inner.persisted, membership: inner.persisted_membership.clone() };
         (under, if over { inner.tally } else { Tally::default() })

@@ -9,9 +9,11 @@ mod group;
 mod index;
 mod install;
 mod keys;
+mod marks;
 mod meta;
 mod records;
 mod transfer;
+mod unarchived;
 mod value;
 mod verify;
 

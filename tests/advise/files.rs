@@ -138,9 +138,9 @@ fn the_kernel_has_the_limits() {
     });
 }
 
-/// Without a cluster kubectl only reads the objects, by its own types.
+/// Without a cluster kubectl only reads the objects: whether their fields are known, it cannot tell.
 #[test]
-fn kubernetes_knows_the_objects() {
+fn kubectl_reads_the_objects() {
     if !has("kubectl") {
         return;
     }

@@ -38,9 +38,6 @@ fn absurd_workloads() {
     let whole_world =
         ["plan", "--users", "1000000000", "--peak-share", "1", "--messages-per-user-minute", "10000"];
     refused(&whole_world, "--users");
-    if !fastpaca::config::variables().iter().any(|(name, _)| name == "FASTPACA_POSTGRES_URL") {
-        refused(&["plan", "--postgres"], "--postgres");
-    }
 }
 
 #[test]

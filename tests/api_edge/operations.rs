@@ -1,10 +1,19 @@
 //! Keys, health, metrics, the API document, the cluster, the rate limit.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
-use fastpaca::config::Secret;
+use fastpaca::api::App;
+use fastpaca::config::{Config, Secret};
+use fastpaca::metrics::Metrics;
+use fastpaca::shards::Shards;
+use fastpaca::store::Failure;
+use fastpaca::tokens::Estimator;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Answer, CONTEXTS, CONVERSATIONS, Client, DIALECTS, TestServer, fresh};
 
@@ -260,4 +269,26 @@ fn check_shape(document: &Value, reference: &str, value: &Value) {
         };
         items.1.iter().for_each(|item| check_shape(document, items.0, item));
     }
+}
+
+#[tokio::test]
+async fn a_node_that_is_about_to_stop_asks_clients_to_leave() {
+    let shards = Shards::new(Failure::default(), Duration::from_secs(1));
+    let config = Config::for_test("/nonexistent");
+    let estimator = Estimator::new(&config.token_estimator).unwrap();
+    let app = App::new(shards.clone(), estimator, Arc::new(config), Metrics::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/health/live", listener.local_addr().unwrap());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(fastpaca::api::serve(listener, app, stop.clone()));
+    let client = reqwest::Client::new();
+    let asked_to_close = async || {
+        let response = client.get(&url).send().await.unwrap();
+        response.headers().get("connection").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(asked_to_close().await, None);
+    shards.leave();
+    assert_eq!(asked_to_close().await.as_deref(), Some("close"));
+    stop.cancel();
+    serving.await.unwrap();
 }

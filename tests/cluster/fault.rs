@@ -9,6 +9,10 @@ use std::time::Duration;
 /// Longer than a leader's lease and an election together: whoever was silent so long has been replaced.
 const LONG: Duration = Duration::from_secs(3);
 
+/// Has a server of a debug build speak another range of protocol versions than its own, which is 1 to 1.
+pub(crate) const PROTOCOLS: &str = "TEST_FASTPACA_PROTOCOLS";
+const NEXT_VERSION: &str = "1-2";
+
 /// Who is meant, when the fault comes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
@@ -43,6 +47,8 @@ pub(crate) enum Fault {
     FillDisk(Target),
     /// Each node in turn is asked to stop and started again.
     RollingRestart,
+    /// This node is asked to stop and started again as the next version.
+    Upgrade(usize),
     /// A node joins while another one is killed.
     GrowWhileKilling,
     /// A node is drained and removed while another one is killed.
@@ -101,6 +107,12 @@ impl Nemesis {
                 self.restart_each();
                 0
             }
+            Fault::Upgrade(node) => {
+                tokio::task::block_in_place(|| self.cluster.terminate(node));
+                self.cluster.set(node, PROTOCOLS, NEXT_VERSION);
+                self.cluster.spawn(node);
+                node
+            }
             Fault::GrowWhileKilling => self.grow().await,
             Fault::ShrinkWhileKilling => self.shrink().await,
         }
@@ -117,6 +129,10 @@ impl Nemesis {
             }
             Fault::ClockJump(..) => clock(&mut self.cluster, node, 0),
             Fault::FillDisk(_) => self.cluster.empty_disk(node),
+            Fault::Upgrade(node) => {
+                let name = self.cluster.members[node].name.clone();
+                self.cluster.wait_view("upgraded", |view| protocol_of(view, &name) == Some((1, 2))).await;
+            }
             Fault::RollingRestart | Fault::GrowWhileKilling | Fault::ShrinkWhileKilling => {}
         }
         self.wait_ready();
@@ -184,6 +200,12 @@ impl Nemesis {
         self.cluster.kill(leaving);
         leaving
     }
+}
+
+/// The range of protocol versions that the cluster knows of a node.
+pub(crate) fn protocol_of(view: &Value, name: &str) -> Option<(u64, u64)> {
+    let node = view["nodes"].as_array()?.iter().find(|node| node["name"] == name)?;
+    Some((node["protocol"][0].as_u64()?, node["protocol"][1].as_u64()?))
 }
 
 /// How many groups a node hosts, in the view of the cluster.

@@ -12,12 +12,14 @@ mod fault;
 mod follower;
 mod history;
 mod hosts;
+mod restored;
 mod rng;
 mod run;
 mod scenarios;
 mod single;
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 mod worker;
 
 /// One run at a time: each wants the machine for itself, and a machine too busy to answer looks like a fault.

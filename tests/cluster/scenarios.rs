@@ -71,6 +71,21 @@ async fn a_rolling_restart_loses_nothing() {
     scenario("rolling", ON_LOOPBACK, &[Fault::RollingRestart]).await;
 }
 
+/// Each pair of nodes speaks what both know; nobody notices which node is of which version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_upgrade() {
+    let faults = [
+        Fault::Upgrade(0),
+        Fault::Kill(Target::Leader),
+        Fault::Upgrade(1),
+        Fault::Kill(Target::Any),
+        Fault::Upgrade(2),
+    ];
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let plan = Plan { name: "upgrade", shape: ON_LOOPBACK, faults: faults.into(), operations: 6 * SHARE };
+    run(seed(), plan).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn membership_changes_while_killing() {
     let faults = [Fault::GrowWhileKilling, Fault::ShrinkWhileKilling];

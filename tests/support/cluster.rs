@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -285,6 +285,35 @@ impl Cluster {
         std::fs::remove_dir_all(self.members[index].node.data_dir()).expect("the data is there");
     }
 
+    /// Copies all data of a node, which does not run, to the side.
+    pub(crate) fn back_up(&mut self, index: usize) {
+        assert!(
+            self.members[index].process.is_none(),
+            "what a running node writes meanwhile would be missing"
+        );
+        copy_dir(self.members[index].node.data_dir(), &self.backup(index));
+    }
+
+    /// Puts back what was copied, in place of what the node has, which does not run.
+    pub(crate) fn restore(&mut self, index: usize) {
+        self.wipe(index);
+        copy_dir(&self.backup(index), self.members[index].node.data_dir());
+    }
+
+    fn backup(&self, index: usize) -> PathBuf {
+        self.dir().join(format!("{}-backup", self.members[index].name))
+    }
+
+    /// Waits until a node that runs has logged something with all of these words in one line.
+    pub(crate) async fn wait_logged(&self, index: usize, words: &[&str]) {
+        let deadline = Instant::now() + START_MAX;
+        let has = |line: &str| words.iter().all(|word| line.contains(word));
+        while !self.running(index).log().lines().any(has) {
+            assert!(Instant::now() < deadline, "{} does not log {words:?}", self.members[index].name);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Leaves half of what the server keeps in reserve on the disk of a node. Piece by piece, for the server writes too.
     pub(crate) fn fill_disk(&self, index: usize) {
         let disk = self.members[index].disk.as_ref().expect("the shape has disks");
@@ -370,6 +399,18 @@ fn leader_in(view: &Value, group: u16) -> Option<&str> {
     match view["nodes"].as_array()?.as_slice() {
         [only] => only["name"].as_str(),
         _ => by_group,
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a test writes to its own directory");
+    for entry in std::fs::read_dir(from).expect("the data is there") {
+        let entry = entry.expect("nobody takes it away");
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("the system knows").is_dir() {
+            true => copy_dir(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).expect("there is room")),
+        }
     }
 }
 

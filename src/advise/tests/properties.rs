@@ -4,6 +4,7 @@ use crate::advise::cpu::{At, Cpu};
 use crate::advise::document::COLUMNS;
 use crate::advise::figures::Figures;
 use crate::advise::load::Load;
+use crate::advise::postgres::{FLUSH_BATCH_SIZE, FLUSH_INTERVAL_MS, POOL_SIZE};
 use crate::advise::settings::Known;
 use crate::advise::tiers::{Demand, tiers};
 use crate::advise::workload::{Nodes, PRESETS, Workload};
@@ -149,15 +150,9 @@ fn every_rule_of_a_report_can_be_explained_and_every_setting_exists() {
     assert!(rule::explain(RULES, Some("nothing")).is_none());
 }
 
-/// Every `FASTPACA_*` that any text of this module names is a setting of this build, or of the archive.
+/// Every `FASTPACA_*` that any text of this module names is a setting of this build.
 #[test]
 fn every_variable_that_is_named_exists() {
-    const ARCHIVE: [&str; 4] = [
-        "FASTPACA_POSTGRES_URL",
-        "FASTPACA_POSTGRES_POOL_SIZE",
-        "FASTPACA_FLUSH_INTERVAL_MS",
-        "FASTPACA_FLUSH_BATCH_SIZE",
-    ];
     let known = Known::this_build();
     let mut named = 0;
     let texts =
@@ -172,7 +167,7 @@ fn every_variable_that_is_named_exists() {
             let is_pattern = word.contains('*');
             if word.starts_with("FASTPACA_") && !is_pattern {
                 named += 1;
-                assert!(known.knows(word) || ARCHIVE.contains(&word), "{word} in {text}");
+                assert!(known.knows(word), "{word} in {text}");
             }
         }
     }
@@ -180,19 +175,26 @@ fn every_variable_that_is_named_exists() {
 }
 
 #[test]
-fn an_archive_is_advised_only_where_there_is_one() {
-    let archive = Workload { postgres: true, ..Workload::preset("large").unwrap() };
-    let without = Known::this_build();
-    if !without.has_archive() {
-        let refused =
-            Plan::of(archive.clone(), Figures::built_in(), Catalogue::built_in(), &without).unwrap_err();
-        assert!(refused.to_string().starts_with("--postgres: "), "{refused}");
+fn an_archive_is_advised_where_it_is_asked_for() {
+    for nodes in [Nodes::One, Nodes::Three, Nodes::Auto] {
+        for postgres in [false, true] {
+            let plan = plan(Workload { nodes, postgres, ..Workload::preset("large").unwrap() }).unwrap();
+            assert_eq!(plan.settings.iter().any(|setting| setting.name == "FASTPACA_POSTGRES_URL"), postgres);
+            let chosen = plan.topologies.iter().find(|topology| topology.chosen).unwrap();
+            assert_eq!((chosen.nodes, chosen.archive), (plan.nodes, postgres));
+            assert_eq!(report::report(&plan).text(false).contains("max_connections"), postgres);
+        }
     }
-    let with = without.with(&[("FASTPACA_POSTGRES_URL", ""), ("FASTPACA_FLUSH_BATCH_SIZE", "5000")]);
-    let plan = Plan::of(archive, Figures::built_in(), Catalogue::built_in(), &with).unwrap();
-    assert!(plan.settings.iter().any(|setting| setting.name == "FASTPACA_POSTGRES_URL"));
-    assert!(plan.topologies.iter().any(|topology| topology.chosen && topology.archive));
-    assert!(report::report(&plan).text(false).contains("max_connections"));
+}
+
+/// What the rules say of the archive's settings is what they are.
+#[test]
+fn the_archive_has_the_defaults_that_the_rules_speak_of() {
+    let defaults: std::collections::BTreeMap<_, _> = crate::config::variables().into_iter().collect();
+    let default = |name: &str| defaults[name].unwrap().parse::<u64>().unwrap();
+    assert_eq!(default("FASTPACA_POSTGRES_POOL_SIZE"), POOL_SIZE);
+    assert_eq!(default("FASTPACA_FLUSH_INTERVAL_MS"), FLUSH_INTERVAL_MS);
+    assert_eq!(default("FASTPACA_FLUSH_BATCH_SIZE"), FLUSH_BATCH_SIZE);
 }
 
 #[test]

@@ -361,6 +361,9 @@ struct Node {
     lag: Option<u64>,
     /// Rises with every start of the node.
     incarnation: Option<u64>,
+    /// The lowest and the highest version of the protocol between nodes that it speaks.
+    #[schema(min_items = 2, max_items = 2)]
+    protocol: Vec<u16>,
 }
 
 /// Why a request was not served.

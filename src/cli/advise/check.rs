@@ -1,6 +1,7 @@
 //! `fastpaca advise check`: looks at nodes twice, at the cluster, and at Prometheus where there is one, and has the rules
 //! judge it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ pub(super) struct CheckArgs {
     /// A Prometheus that scrapes them, to know what lasts.
     #[arg(long, value_name = "URL")]
     prometheus: Option<String>,
+    /// Trust what the certificates in this PEM file signed, for https [default: FASTPACA_TLS_CA].
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Seconds between the two looks at each node.
     #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
@@ -44,7 +48,8 @@ pub(super) fn run(args: &CheckArgs, config: &Config) -> Result<Outcome, Failed> 
         args.nodes.iter().map(|url| Some(url.as_str())).collect()
     };
     let client = |option: &str, url| {
-        Client::new(url, config).map_err(|error| usage(error.to_string().replace("--url", option)))
+        Client::new(url, args.ca.as_deref(), config)
+            .map_err(|error| usage(error.to_string().replace("--url", option)))
     };
     let nodes = urls.iter().map(|url| client("--node", *url)).collect::<Result<Vec<Client>, Failed>>()?;
     let history = args

@@ -71,6 +71,10 @@ fn a_name_has_one_holder() {
     assert!(moved.admit(NodeId(2), elsewhere.clone(), false, &well).unwrap());
     assert_eq!(moved.nodes[&NodeId(2)].address, elsewhere.address);
     assert!(moved.is(NodeId(2), NodeState::Draining), "a new address undrains nothing");
+    let restarted = NodeRecord { incarnation: Some(2), ..elsewhere.clone() };
+    assert!(moved.admit(NodeId(2), restarted, false, &well).unwrap());
+    let late = moved.admit(NodeId(2), elsewhere, false, &well);
+    assert_eq!(late.unwrap_err(), Refusal::Outdated("b".to_owned()));
 }
 
 #[test]

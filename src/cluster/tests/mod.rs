@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::plan::{Liveness, Membership, Observed};
-use super::state::{ClusterId, ClusterState, NodeId, NodeRecord, NodeState};
+use super::state::{ClusterId, ClusterState, Mark, NodeId, NodeRecord, NodeState};
 
 /// SplitMix64: small, and the same everywhere.
 struct Rng(u64);
@@ -57,6 +57,7 @@ fn record(name: &str) -> NodeRecord {
         address: format!("{name}.example:4000"),
         state: NodeState::Active,
         incarnation: Some(1),
+        mark: Some(Mark { value: u64::MAX - 1, instance: u64::MAX }),
         protocol: (1, 1),
         joined_ms: 1_800_000_000_000,
     }

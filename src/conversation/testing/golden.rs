@@ -212,6 +212,7 @@ fn replied(reply: Reply) -> String {
             }
             _ => format!("refused: {refusal}\n"),
         },
+        Reply::Marked { .. } | Reply::Restored { .. } => unreachable!("no script does that"),
         Reply::Settled { .. } => unreachable!("settled() prints these"),
     }
 }

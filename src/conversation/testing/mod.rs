@@ -86,7 +86,7 @@ impl Harness {
         let encoded = command.encode();
         let (decoded, locations) = Command::decode(encoded.clone(), base).unwrap();
         assert_eq!(decoded, command);
-        for (message, location) in messages_of(&decoded).iter().zip(&locations) {
+        for (message, location) in messages_of(&decoded).into_iter().zip(&locations) {
             let start = (location.offset - base.offset) as usize;
             let body = &encoded[start..start + location.len as usize];
             assert_eq!((body, location.crc), (&*message.body, crc32c::crc32c(body)));
@@ -130,11 +130,12 @@ impl Harness {
     }
 }
 
-pub(super) fn messages_of(command: &Command) -> &[NewMessage] {
+pub(super) fn messages_of(command: &Command) -> Vec<&NewMessage> {
     match &command.action {
-        Action::Append { messages, .. } => messages,
-        Action::Compact { replacement, .. } => replacement,
-        _ => &[],
+        Action::Append { messages, .. } => messages.iter().collect(),
+        Action::Compact { replacement, .. } => replacement.iter().collect(),
+        Action::Restore(restore) => restore.messages().collect(),
+        _ => Vec::new(),
     }
 }
 

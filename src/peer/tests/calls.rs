@@ -182,13 +182,43 @@ async fn a_peer_that_serves_nothing_costs_bounded_memory() {
     free.cancel();
 }
 
+/// Panics at once, after a wait, or in a task of its own.
+struct Panicking;
+
+impl Service for Panicking {
+    fn call<'a>(&'a self, _from: &'a Remote, method: u16, _body: Bytes) -> Answer<'a> {
+        let panicking = async {
+            tokio::task::yield_now().await;
+            panic!("on purpose")
+        };
+        match method {
+            2 => panic!("on purpose"),
+            3 => Box::pin(panicking),
+            _ => Box::pin(served_by(tokio::spawn(panicking))),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_panics_gives_no_answer_and_harms_no_other_call() {
+async fn a_call_whose_service_panics_is_lost_at_once_and_harms_no_other() {
     let (a, b) = (Node::start(settings("a")).await, Node::start(settings("b")).await);
     b.peers.serve(1..=1, echo());
-    b.peers.serve(2..=2, Arc::new(Serving(|_, _| panic!("on purpose"))));
+    b.peers.serve(2..=4, Arc::new(Panicking));
     a.link(&[&b]).await;
-    let answer = a.peers.call(b.id, Lane::Log, 2, &[], Duration::from_millis(100)).await;
-    assert!(matches!(answer, Err(CallError::Lost(_))), "{answer:?}");
-    assert_eq!(a.call(&b, Lane::Log, 1, b"y").await, Ok(Bytes::from_static(b"y")));
+    for method in 2..=4 {
+        // Not by the limit of the call, which is that of the test.
+        let answer = a.call(&b, Lane::Log, method, b"x").await;
+        assert_eq!(answer, Err(CallError::Lost("the node failed while it served the call".into())));
+        assert_eq!(a.call(&b, Lane::Log, 1, b"y").await, Ok(Bytes::from_static(b"y")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_was_served_all_the_same() {
+    let small = PeerSettings { body_bytes_max: 1_000, ..settings("a") };
+    let (a, b) = (Node::start(small).await, Node::start(settings("b")).await);
+    b.peers.serve(1..=1, Arc::new(Serving(|_, _| Ok(Bytes::from(vec![0; 1_001])))));
+    a.link(&[&b]).await;
+    let answer = a.call(&b, Lane::Log, 1, b"x").await;
+    assert!(matches!(&answer, Err(CallError::Lost(why)) if why.contains("1001 bytes")), "{answer:?}");
 }

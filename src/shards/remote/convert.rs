@@ -1,8 +1,8 @@
 //! Between what this node works with and what travels.
 
 use super::wire::{
-    Change, ChangePage, Description, Event, EventPage, EventsAsked, LeftOut, ListCall, ReadAnswer, Reason,
-    Segment, Status, Window, WindowAsked, WindowMessage,
+    Change, ChangePage, Description, DigestPage, Event, EventPage, EventsAsked, LeftOut, ListCall,
+    ReadAnswer, Reason, Segment, Status, Window, WindowAsked, WindowMessage,
 };
 use crate::conversation::{self as domain, ConversationId};
 use crate::shards::{self, ReadError};
@@ -107,6 +107,21 @@ impl From<EventPage> for shards::EventPage {
     fn from(page: EventPage) -> Self {
         let EventPage { events, has_more, version, last_seq, status } = page;
         Self { events: all(events), has_more, version, last_seq, status: status.into() }
+    }
+}
+
+impl From<shards::DigestPage> for DigestPage {
+    fn from(page: shards::DigestPage) -> Self {
+        let digests = page.digests.iter().map(|digest| ((digest >> 64) as u64, *digest as u64)).collect();
+        Self { version: page.version, archived_version: page.archived_version, digests }
+    }
+}
+
+impl From<DigestPage> for shards::DigestPage {
+    fn from(page: DigestPage) -> Self {
+        let digest = |(high, low)| u128::from(high) << 64 | u128::from(low);
+        let digests = page.digests.into_iter().map(|(high, low): (u64, u64)| digest((high, low))).collect();
+        Self { version: page.version, archived_version: page.archived_version, digests }
     }
 }
 

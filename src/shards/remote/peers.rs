@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 
-use crate::peer::{Answer, CallError, Lane, Peers, Refused, Remote, Service};
+use crate::peer::{Answer, CallError, Lane, Peers, Refused, Remote, Service, served_by};
 use crate::shards::Shards;
 use crate::shards::links::{Links, Method};
 
@@ -36,13 +36,7 @@ pub(in crate::shards) struct PeerService {
 impl Service for PeerService {
     fn call<'a>(&'a self, _: &'a Remote, method: u16, body: Bytes) -> Answer<'a> {
         let shards = self.shards.clone();
-        let served = self.runtime.spawn(async move { shards.serve(method, body).await });
-        Box::pin(async move {
-            match served.await {
-                Ok(answer) => answer.map_err(Refused),
-                // A panic in the middle of a write: what became of it is not known, and no answer says just that.
-                Err(_) => std::future::pending().await,
-            }
-        })
+        let served = async move { shards.serve(method, body).await.map_err(Refused) };
+        Box::pin(served_by(self.runtime.spawn(served)))
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::codec::{self, Outcome, ReadIndex};
 use super::convert;
 use super::wire::{self, ListCall, Question, ReadAnswer, ReadCall, WaitCall};
-use crate::conversation::{Command, ConversationId, FrameLocation};
+use crate::conversation::{ConversationId, Entry, FrameLocation};
 use crate::shards::attached::Attached;
 use crate::shards::fresh::Missed;
 use crate::shards::indexes::INDEX_CALL_MAX;
@@ -20,7 +20,7 @@ use crate::shards::placement::{GROUPS, META_GROUP, group_of};
 use crate::shards::read::await_version;
 use crate::shards::search::Deadline;
 use crate::shards::watcher::WAIT_MAX;
-use crate::shards::{InFlight, ReadError, STARTING, Shards, here};
+use crate::shards::{InFlight, ReadError, STARTING, Shards, here, history};
 use crate::store::GroupStore;
 
 /// Bytes of other nodes' commands at work; more wait. Apart from this node's own proposals, which may in turn wait for
@@ -170,12 +170,13 @@ impl Attached {
 
 /// A command that replicas could not apply must not get into a log: applying it would stop them all.
 fn check(group: u16, command: &Bytes) -> Result<(), String> {
-    let (command, _) =
-        Command::decode(command.clone(), FrameLocation::default()).map_err(|e| e.to_string())?;
-    if group != META_GROUP && group != group_of(&command.id) {
-        return Err("the conversation belongs to another group".to_owned());
-    }
-    Ok(())
+    let entry = Entry::decode(command.clone(), FrameLocation::default()).map_err(|e| e.to_string())?;
+    let belongs = |id: &ConversationId| group == META_GROUP || group == group_of(id);
+    let all_belong = match &entry {
+        Entry::Command(command, _) => belongs(&command.id),
+        Entry::Marks(marks) => marks.as_slice().iter().all(|mark| belongs(&mark.id)),
+    };
+    if all_belong { Ok(()) } else { Err("the conversation belongs to another group".to_owned()) }
 }
 
 async fn answer(
@@ -194,6 +195,9 @@ async fn answer(
         }),
         Question::Events(asked) => {
             here::events(store, id, &asked.into()).await?.map(|page| ReadAnswer::Events(page.into()))
+        }
+        Question::Digests { first, limit } => {
+            history::digests(store, id, first, limit).await?.map(|page| ReadAnswer::Digests(page.into()))
         }
         Question::Changes { after_version, limit_bytes } => {
             here::changes(store, id, after_version, limit_bytes)

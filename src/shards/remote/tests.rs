@@ -35,6 +35,8 @@ fn encodings_are_what_they_were() {
     let outcomes = [
         (Outcome::Reply(appended), "01000101ac02ad02b102010207c801"),
         (Outcome::Reply(Reply::Refused(Refusal::Conflict { expected: 1, current: 2 })), "01000104010102"),
+        (Outcome::Reply(Reply::Marked { moved: 300 }), "01000105ac02"),
+        (Outcome::Reply(Reply::Restored { version: 300 }), "01000106ac02"),
         (Outcome::NotLeader(Some(5)), "010105000000000000000000000000000000"),
         (Outcome::NotApplied("no".into()), "010202006e6f"),
         (Outcome::Unknown("?".into()), "010301003f"),
@@ -146,6 +148,7 @@ fn question() -> impl Strategy<Value = Question> {
         ),
         any::<(u64, u64)>()
             .prop_map(|(after_version, limit_bytes)| { Question::Changes { after_version, limit_bytes } }),
+        any::<(u64, u64)>().prop_map(|(first, limit)| Question::Digests { first, limit }),
     ]
 }
 
@@ -217,6 +220,13 @@ fn answer() -> impl Strategy<Value = ReadAnswer> {
         option::of(any::<u128>()).prop_map(|leader| ReadAnswer::NotLeader { leader: leader.map(Node::from) }),
         ".{0,20}".prop_map(ReadAnswer::Unavailable),
         ".{0,20}".prop_map(ReadAnswer::Behind),
+        (any::<u64>(), option::of(any::<u64>()), vec(any::<(u64, u64)>(), 0..5)).prop_map(
+            |(version, archived_version, digests)| ReadAnswer::Digests(DigestPage {
+                version,
+                archived_version,
+                digests
+            })
+        ),
         any::<(u64, u64)>()
             .prop_map(|(requested, current)| { ReadAnswer::VersionInFuture { requested, current } }),
         ".{0,20}".prop_map(ReadAnswer::Internal),
@@ -235,6 +245,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         ),
         any::<u64>().prop_map(|version| Reply::Compacted { version }),
         any::<bool>().prop_map(|changed| Reply::Tombstoned { changed }),
+        any::<u32>().prop_map(|moved| Reply::Marked { moved }),
+        any::<u64>().prop_map(|version| Reply::Restored { version }),
         refusal().prop_map(Reply::Refused),
     ]
 }

@@ -25,6 +25,7 @@ pub(crate) enum Question {
     Usage { at_version: u64 },
     Events(EventsAsked),
     Changes { after_version: u64, limit_bytes: u64 },
+    Digests { first: u64, limit: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,7 @@ pub(crate) enum ReadAnswer {
     },
     Events(EventPage),
     Changes(ChangePage),
+    Digests(DigestPage),
     /// The read needs the leader, which is that node as far as known.
     NotLeader {
         leader: Option<Node>,
@@ -172,6 +174,14 @@ pub(crate) struct ChangePage {
     pub changes: Vec<Change>,
     pub version: u64,
     pub status: Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DigestPage {
+    pub version: u64,
+    pub archived_version: Option<u64>,
+    /// The higher half of each comes first.
+    pub digests: Vec<(u64, u64)>,
 }
 
 /// Wait until the conversation's version exceeds `seen`, or for so long; the answer is the version as a number.

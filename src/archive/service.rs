@@ -1,0 +1,264 @@
+//! The flusher: finds out what the archive lacks of the groups led here, and has it written in batches.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::batch::{self, Context, Failure, Report};
+use super::plan::Planner;
+use super::postgres::{FailureKind, Postgres, WriteError};
+use crate::config::Secret;
+use crate::metrics::Metrics;
+use crate::shards::{Shards, now_ms};
+
+/// Batches written at the same time, at most; the pool may allow fewer.
+const BATCHES_MAX: usize = 4;
+/// Conversations that may wait to be written; others are found when there is room again.
+const QUEUE_MAX: usize = 50_000;
+
+/// How the archive is written.
+#[derive(Debug, Clone)]
+pub struct ArchiveSettings {
+    pub url: Secret,
+    /// Between two looks at what changed.
+    pub flush_interval: Duration,
+    /// Rows in one batch.
+    pub batch_rows: usize,
+    pub connections: usize,
+    /// Bring the schema up to date, or only check it.
+    pub migrate: bool,
+}
+
+/// FASTPACA_POSTGRES_URL is no URL of Postgres. The text does not hold it.
+#[derive(Debug, thiserror::Error)]
+#[error("FASTPACA_POSTGRES_URL: {0}")]
+pub struct InvalidUrl(String);
+
+/// The running flusher.
+pub struct Archive {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    postgres: Postgres,
+}
+
+impl Archive {
+    /// Starts it. `cluster` tells whose rows they are, once that is known. Postgres need not be there.
+    pub fn start(
+        settings: ArchiveSettings,
+        shards: Shards,
+        metrics: Metrics,
+        cluster: impl Fn() -> Option<u128> + Send + Sync + 'static,
+    ) -> Result<Self, InvalidUrl> {
+        let postgres = Postgres::new(settings.url.expose(), settings.connections)
+            .map_err(|error| InvalidUrl(error.to_string()))?;
+        let stop = CancellationToken::new();
+        let flusher = Flusher {
+            planner: Planner::new(settings.batch_rows, QUEUE_MAX),
+            settings,
+            shards,
+            metrics,
+            postgres: postgres.clone(),
+            cluster: Arc::new(cluster),
+            tasks: JoinSet::new(),
+            backoff: Backoff::default(),
+            not_before: None,
+            prepared: Prepared::No,
+            more: false,
+            failing: None,
+        };
+        let task = tokio::spawn(flusher.run(stop.clone()));
+        Ok(Self { stop, task, postgres })
+    }
+
+    /// Stops between two steps; what is under way is written again by whoever leads next, or found to be there.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+        self.postgres.close().await;
+    }
+}
+
+/// Whether the schema is known to be what it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prepared {
+    No,
+    UnderWay,
+    Yes,
+}
+
+/// What a task comes back with.
+enum Done {
+    Prepared(Result<Vec<&'static str>, WriteError>),
+    Batch(Report),
+}
+
+struct Flusher {
+    settings: ArchiveSettings,
+    shards: Shards,
+    metrics: Metrics,
+    postgres: Postgres,
+    cluster: Arc<dyn Fn() -> Option<u128> + Send + Sync>,
+    planner: Planner,
+    tasks: JoinSet<Done>,
+    backoff: Backoff,
+    /// Nothing is tried before, since something failed.
+    not_before: Option<Instant>,
+    prepared: Prepared,
+    /// Another look at the groups would find more.
+    more: bool,
+    /// The kind of the last failure, until something succeeds.
+    failing: Option<FailureKind>,
+}
+
+impl Flusher {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut tick = interval(self.settings.flush_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry_at = self.not_before;
+            let may_look = self.more && self.planner.room() > 0;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(Done::Prepared(done)) => self.on_prepared(done),
+                    Ok(Done::Batch(report)) => self.on_batch(report),
+                    Err(error) => warn!(event = "archive_task_failed", %error),
+                },
+                () = wait_until(retry_at), if retry_at.is_some() => self.not_before = None,
+                _ = tick.tick() => {
+                    self.planner.release(now_ms());
+                    self.look().await;
+                }
+                () = tokio::task::yield_now(), if may_look => self.look().await,
+            }
+            self.dispatch();
+            self.measure();
+        }
+        self.tasks.shutdown().await;
+    }
+
+    /// Takes in what changed in the groups led here.
+    async fn look(&mut self) {
+        self.more = false;
+        for group in self.shards.archived_here() {
+            let room = self.planner.room();
+            if room == 0 {
+                self.more = true;
+                return;
+            }
+            match self.shards.look_for_unarchived(group, room).await {
+                Ok(look) => {
+                    self.more |= look.more;
+                    let now = now_ms();
+                    look.lagging.into_iter().for_each(|lag| self.planner.lags(lag.id, lag.behind, now));
+                }
+                Err(error) => warn!(event = "archive_look_failed", group, %error),
+            }
+        }
+    }
+
+    /// Starts what may be started.
+    fn dispatch(&mut self) {
+        let Some(cluster) = (self.cluster)() else { return };
+        if self.not_before.is_some() {
+            return;
+        }
+        match self.prepared {
+            Prepared::Yes => {}
+            Prepared::UnderWay => return,
+            Prepared::No => {
+                self.prepared = Prepared::UnderWay;
+                let (postgres, migrate) = (self.postgres.clone(), self.settings.migrate);
+                self.tasks.spawn(async move { Done::Prepared(postgres.prepare(migrate).await) });
+                return;
+            }
+        }
+        while self.tasks.len() < BATCHES_MAX.min(self.settings.connections) {
+            let ids = self.planner.next_batch();
+            if ids.is_empty() {
+                return;
+            }
+            let context = Context {
+                shards: self.shards.clone(),
+                postgres: self.postgres.clone(),
+                metrics: self.metrics.clone(),
+                cluster,
+                batch_rows: self.settings.batch_rows,
+            };
+            self.tasks.spawn(async move { Done::Batch(batch::run(context, ids).await) });
+        }
+    }
+
+    fn on_prepared(&mut self, done: Result<Vec<&'static str>, WriteError>) {
+        match done {
+            Ok(applied) => {
+                info!(event = "archive_ready", applied = applied.join(","));
+                self.prepared = Prepared::Yes;
+                self.succeeded();
+            }
+            Err(error) => {
+                self.prepared = Prepared::No;
+                self.failed(&error.into());
+            }
+        }
+    }
+
+    fn on_batch(&mut self, report: Report) {
+        let now = now_ms();
+        report.outcomes.into_iter().for_each(|(id, outcome)| self.planner.settle(id, outcome, now));
+        match &report.failure {
+            Some(failure) => self.failed(failure),
+            None => self.succeeded(),
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff.succeeded();
+        if let Some(kind) = self.failing.take() {
+            info!(event = "archive_recovered", after = ?kind);
+        }
+    }
+
+    /// Leaves everything alone for a while. Batches that fail together count once.
+    fn failed(&mut self, failure: &Failure) {
+        let Failure { kind, why } = failure;
+        self.metrics.archive_failures.of(*kind as usize).inc();
+        if self.not_before.is_some() {
+            return;
+        }
+        let delay = self.backoff.failed(random());
+        self.not_before = Some(Instant::now() + delay);
+        self.failing = Some(*kind);
+        warn!(event = "archive_failed", kind = ?kind, error = %why, retry_ms = delay.as_millis() as u64);
+    }
+
+    fn measure(&self) {
+        let pending = i64::try_from(self.shards.unarchived_versions()).unwrap_or(i64::MAX);
+        self.metrics.raft_pending_flush_messages.set(pending);
+        let lag = self.planner.oldest_ms().map_or(0, |oldest| now_ms().saturating_sub(oldest));
+        self.metrics.archive_lag_seconds.set(lag as f64 / 1_000.0);
+        self.metrics.archive_stopped_conversations.set(self.planner.stopped() as i64);
+    }
+}
+
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// For jitter; where there is no randomness, there is none.
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u32::from_le_bytes(bytes),
+        Err(_) => 0,
+    }
+}

@@ -1,0 +1,85 @@
+//! What whoever writes the archive asks of the groups that are led here.
+
+use std::sync::Arc;
+
+use super::history::{self, HistoryLimits, HistoryPage};
+use super::local::Replica;
+use super::placement::{META_GROUP, group_of};
+use super::{ReadError, Shards};
+use crate::conversation::ConversationId;
+
+/// Records looked at in one step of a scan: it holds the group's lock for about a millisecond.
+const SCAN_STEP: usize = 512;
+
+/// A conversation of a group led here that the archive lacks something of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lagging {
+    pub id: ConversationId,
+    /// How many versions, about.
+    pub behind: u64,
+}
+
+/// What one look at a group found.
+#[derive(Debug, Default)]
+pub struct Look {
+    pub lagging: Vec<Lagging>,
+    /// Another look would find more.
+    pub more: bool,
+}
+
+impl Shards {
+    /// The groups of conversations that are led here. Those that are not are no longer tracked.
+    pub fn archived_here(&self) -> Vec<u16> {
+        let Ok(attached) = self.attached() else { return Vec::new() };
+        let mut led = Vec::new();
+        for replica in attached.local.hosted() {
+            let leads = replica.group() != META_GROUP && attached.leads(&replica);
+            replica.store().track_unarchived(leads);
+            if leads {
+                led.push(replica.group());
+            }
+        }
+        led
+    }
+
+    /// Versions that the archive lacks of the groups led here, as far as they have been looked at.
+    pub fn unarchived_versions(&self) -> u64 {
+        let Ok(attached) = self.attached() else { return 0 };
+        attached.local.hosted().iter().map(|replica| replica.store().unarchived_versions()).sum()
+    }
+
+    /// Conversations of a group that changed since they were last asked for, and, while not all records have been looked
+    /// at since this node came to lead it, some of those. At most about `room`.
+    pub async fn look_for_unarchived(&self, group: u16, room: usize) -> Result<Look, ReadError> {
+        let Some(replica) = self.led(group)? else { return Ok(Look::default()) };
+        let looked = tokio::task::spawn_blocking(move || {
+            let store = replica.store();
+            let mut found = store.take_unarchived(room);
+            let scanned =
+                if found.len() < room { store.scan_unarchived(SCAN_STEP)? } else { Some(Vec::new()) };
+            let more = scanned.is_some();
+            found.extend(scanned.unwrap_or_default());
+            let lagging = found.into_iter().map(|(id, behind)| Lagging { id, behind }).collect();
+            Ok::<_, ReadError>(Look { lagging, more })
+        });
+        looked.await.map_err(|error| ReadError::Internal(format!("look task: {error}")))?
+    }
+
+    /// The versions of a conversation that the archive lacks, oldest first. `None` if its group is not led here, or it
+    /// does not exist.
+    pub async fn unarchived(
+        &self,
+        id: &ConversationId,
+        limits: HistoryLimits,
+    ) -> Result<Option<HistoryPage>, ReadError> {
+        match self.led(group_of(id))? {
+            Some(replica) => history::read(replica.store(), id, None, limits).await,
+            None => Ok(None),
+        }
+    }
+
+    fn led(&self, group: u16) -> Result<Option<Arc<dyn Replica>>, ReadError> {
+        let attached = self.attached()?;
+        Ok(attached.local.replica(group).filter(|replica| attached.leads(replica)))
+    }
+}

@@ -1,0 +1,317 @@
+//! Which conversations of a group the archive lacks something of, and how much, for whoever writes to it.
+//!
+//! Nothing that could be lost decides what is archived: a record's version and its mark do. What is kept here only saves
+//! looking at every record again: conversations that changed since they were last asked for, up to a bound, beyond which
+//! the records are looked through anew. Records are first looked through, in steps, when tracking begins, as it does with
+//! every start and every change of leader.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::StoreError;
+use super::group::{GroupStore, Inner};
+use super::{keys, value};
+use crate::conversation::{Conversation, ConversationId, unarchived};
+
+/// Changed conversations remembered for one group; of 256 groups that is about 20 MB.
+const NEWS_MAX: usize = 1_024;
+/// The beginning of a record that tells its version and mark.
+const PEEK_BYTES: usize = 80;
+
+/// A conversation that the archive lacks something of, and how many versions that is.
+pub(crate) type Behind = (ConversationId, u64);
+
+/// How far in the order of ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Reached {
+    Nothing,
+    Upto(ConversationId),
+    End,
+}
+
+impl Reached {
+    fn includes(&self, id: &ConversationId) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Upto(last) => id <= last,
+            Self::End => true,
+        }
+    }
+}
+
+/// What a group that is being archived knows beside its records.
+#[derive(Debug)]
+pub(super) struct Tracking {
+    /// Where the records are being looked through.
+    scan: Reached,
+    /// Conversations whose lag is in `behind`; those beyond are counted when they are first looked at.
+    counted: Reached,
+    behind: u64,
+    news: HashSet<ConversationId>,
+    overflowed: bool,
+}
+
+impl Tracking {
+    fn new() -> Self {
+        let news = HashSet::new();
+        Self { scan: Reached::Nothing, counted: Reached::Nothing, behind: 0, news, overflowed: false }
+    }
+
+    /// A conversation lacked `before` versions in the archive, and now lacks `after`.
+    pub(super) fn moved(&mut self, id: &ConversationId, before: u64, after: u64) {
+        if self.counted.includes(id) {
+            self.behind = (self.behind + after).saturating_sub(before);
+        }
+        if after <= before {
+            return;
+        }
+        if self.news.len() < NEWS_MAX {
+            self.news.insert(id.clone());
+        } else if !self.news.contains(id) {
+            self.overflowed = true;
+        }
+    }
+
+    fn scanned(&mut self, upto: Reached, behind: u64) {
+        // The first look through counts; later ones find what was counted already.
+        if self.counted == self.scan && self.counted != Reached::End {
+            self.behind += behind;
+            self.counted = upto.clone();
+        }
+        self.scan = upto;
+    }
+}
+
+impl GroupStore {
+    /// Begins or ends to track what the archive lacks. Beginning again changes nothing.
+    pub(crate) fn track_unarchived(&self, track: bool) {
+        let tracking = &mut self.inner.lock().tracking;
+        match track {
+            true => drop(tracking.get_or_insert_with(|| Box::new(Tracking::new()))),
+            false => *tracking = None,
+        }
+    }
+
+    /// How many versions the archive lacks of the conversations looked at so far.
+    pub(crate) fn unarchived_versions(&self) -> u64 {
+        self.inner.lock().tracking.as_ref().map_or(0, |tracking| tracking.behind)
+    }
+
+    /// Takes out up to `limit` conversations that changed since they were last taken out.
+    pub(crate) fn take_unarchived(&self, limit: usize) -> Vec<Behind> {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let Some(tracking) = &mut inner.tracking else { return Vec::new() };
+        if std::mem::take(&mut tracking.overflowed) {
+            tracking.scan = Reached::Nothing;
+        }
+        let taken: Vec<ConversationId> = tracking.news.iter().take(limit).cloned().collect();
+        let mut behind = Vec::with_capacity(taken.len());
+        for id in taken {
+            tracking.news.remove(&id);
+            // Of a record that is not in memory any more it is read again what it lacks; it is something.
+            let lacks = inner.live.get(&id).map_or(1, |live| live.conversation.unarchived());
+            if lacks > 0 {
+                behind.push((id, lacks));
+            }
+        }
+        behind
+    }
+
+    /// Looks at the next `limit` or so records. `None` once all were looked at.
+    pub(crate) fn scan_unarchived(&self, limit: usize) -> Result<Option<Vec<Behind>>, StoreError> {
+        self.ensure_verified()?;
+        let mut inner = self.inner.lock();
+        let Some(tracking) = &inner.tracking else { return Ok(None) };
+        let after = match &tracking.scan {
+            Reached::Nothing => None,
+            Reached::Upto(last) => Some(last.clone()),
+            Reached::End => return Ok(None),
+        };
+        let (found, upto) = self.look(&inner, after.as_ref(), limit)?;
+        let behind = found.values().sum();
+        if let Some(tracking) = &mut inner.tracking {
+            tracking.scanned(upto, behind);
+        }
+        Ok(Some(found.into_iter().collect()))
+    }
+
+    /// What the records after `after` lack, and how far it was looked. The index has records that changed in memory since,
+    /// and lacks new ones.
+    fn look(
+        &self,
+        inner: &Inner,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<(BTreeMap<ConversationId, u64>, Reached), StoreError> {
+        let mut found = BTreeMap::new();
+        let mut upto = Reached::End;
+        let prefix = keys::kind_prefix(self.group, keys::Kind::Head);
+        let from = keys::head_from(self.group, after.map_or("", ConversationId::as_str));
+        let mut looked = 0;
+        for record in self.shared.index.scan(&prefix, &from) {
+            let (physical, record) = record?;
+            let id = value::split_key(&physical)
+                .filter(|(_, chunk)| *chunk == 0)
+                .and_then(|(key, _)| keys::id_of_head(key))
+                .filter(|id| after.is_none_or(|after| id > after));
+            let Some(id) = id else { continue };
+            if looked == limit {
+                break;
+            }
+            looked += 1;
+            if !inner.live.contains_key(&id) {
+                let lacks = peek(&physical, &record)?;
+                if lacks > 0 {
+                    found.insert(id.clone(), lacks);
+                }
+            }
+            upto = Reached::Upto(id);
+        }
+        if looked < limit {
+            upto = Reached::End;
+        }
+        let here = |id: &ConversationId| upto.includes(id) && after.is_none_or(|after| id > after);
+        for (id, live) in inner.live.iter().filter(|(id, _)| here(id)) {
+            let lacks = live.conversation.unarchived();
+            if lacks > 0 {
+                found.insert(id.clone(), lacks);
+            }
+        }
+        Ok((found, upto))
+    }
+}
+
+fn peek(physical: &[u8], record: &[u8]) -> Result<u64, StoreError> {
+    let (_, payload) = value::decode(physical, record)?;
+    let beginning = &payload[..payload.len().min(PEEK_BYTES)];
+    let (version, archived) = Conversation::peek_archived(beginning.to_vec().into()).map_err(|_| {
+        super::IndexError::Corrupt { key: value::printable(physical), reason: "undecodable record" }
+    })?;
+    Ok(unarchived(version, archived))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Applied, CacheSizes, Shared, SledIndex};
+    use super::*;
+    use crate::conversation::{Action, Command, FrameLocation, Mark, Marks};
+    use crate::metrics::Metrics;
+
+    struct Fixture {
+        store: GroupStore,
+        index: u64,
+        _dir: tempfile::TempDir,
+    }
+
+    fn id(text: &str) -> ConversationId {
+        ConversationId::parse(text).unwrap()
+    }
+
+    impl Fixture {
+        /// A store that keeps no clean record in memory.
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let index = SledIndex::open(dir.path(), 1 << 20).unwrap();
+            let sizes = CacheSizes { records: 0, messages: 1 << 20 };
+            let shared = Arc::new(Shared::new(Arc::new(index), Metrics::new(), sizes));
+            Self { store: GroupStore::open(0, shared).unwrap(), index: 0, _dir: dir }
+        }
+
+        fn apply(&mut self, encoded: bytes::Bytes) {
+            self.index += 1;
+            let at = Applied { term: 1, leader: 1, index: self.index };
+            self.store.apply(at, encoded, FrameLocation::default()).unwrap();
+        }
+
+        /// Takes a conversation to the next version.
+        fn change(&mut self, name: &str) {
+            let metadata = Some(format!(r#"{{"n":{}}}"#, self.index).into());
+            let action = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata };
+            self.apply(Command { id: id(name), now_ms: 1, action }.encode());
+        }
+
+        fn mark(&mut self, name: &str, archived_version: u64) {
+            self.apply(Marks::new(vec![Mark { id: id(name), archived_version }]).encode());
+        }
+
+        fn checkpoint(&self) {
+            self.store.checkpoint().unwrap();
+        }
+
+        fn scan_all(&self, limit: usize) -> Vec<(String, u64)> {
+            let mut all = Vec::new();
+            while let Some(page) = self.store.scan_unarchived(limit).unwrap() {
+                assert!(page.len() <= limit + self.store.inner.lock().live.len());
+                all.extend(page.into_iter().map(|(id, lacks)| (id.as_str().to_owned(), lacks)));
+            }
+            all
+        }
+
+        fn news(&self) -> BTreeMap<String, u64> {
+            let news = self.store.take_unarchived(usize::MAX);
+            news.into_iter().map(|(id, lacks)| (id.as_str().to_owned(), lacks)).collect()
+        }
+    }
+
+    #[test]
+    fn what_is_behind_is_found_in_the_index_and_in_memory() {
+        let mut fixture = Fixture::new();
+        for name in ["a", "b", "c", "d"] {
+            fixture.change(name);
+            fixture.change(name);
+        }
+        fixture.mark("b", 1);
+        fixture.checkpoint();
+        fixture.change("d");
+        fixture.change("e");
+        fixture.mark("c", 0);
+        assert_eq!(fixture.scan_all(1), [], "nothing is tracked yet");
+        for limit in [1, 2, 100] {
+            fixture.store.track_unarchived(false);
+            fixture.store.track_unarchived(true);
+            let expected = [("a", 2), ("c", 1), ("d", 3), ("e", 1)].map(|(id, n)| (id.to_owned(), n));
+            assert_eq!(fixture.scan_all(limit), expected, "{limit} at a time");
+            assert_eq!(fixture.store.unarchived_versions(), 7);
+        }
+    }
+
+    #[test]
+    fn the_lag_counts_what_changes_during_the_scan() {
+        let mut fixture = Fixture::new();
+        for name in ["a", "c", "e"] {
+            fixture.change(name);
+        }
+        fixture.checkpoint();
+        fixture.store.track_unarchived(true);
+        assert_eq!(fixture.store.scan_unarchived(1).unwrap().unwrap().len(), 1);
+        fixture.change("a");
+        fixture.change("b");
+        fixture.change("e");
+        assert_eq!(fixture.store.unarchived_versions(), 2, "what lies beyond is counted when it is reached");
+        fixture.scan_all(1);
+        assert_eq!(fixture.store.unarchived_versions(), 6);
+        fixture.mark("e", 1);
+        fixture.mark("a", 0);
+        assert_eq!(fixture.store.unarchived_versions(), 3);
+        let expected: BTreeMap<_, _> = [("a".to_owned(), 1), ("b".to_owned(), 1)].into();
+        assert_eq!(fixture.news(), expected, "what was marked since lacks nothing");
+    }
+
+    #[test]
+    fn more_news_than_can_be_kept_are_found_by_looking_again() {
+        let mut fixture = Fixture::new();
+        fixture.store.track_unarchived(true);
+        fixture.scan_all(100);
+        let names: Vec<String> = (0..NEWS_MAX + 50).map(|n| format!("c{n:05}")).collect();
+        for name in &names {
+            fixture.change(name);
+        }
+        assert_eq!(fixture.store.unarchived_versions(), names.len() as u64);
+        assert_eq!(fixture.news().len(), NEWS_MAX);
+        let found: Vec<String> = fixture.scan_all(100).into_iter().map(|(id, _)| id).collect();
+        assert_eq!(found, names);
+        assert_eq!(fixture.store.unarchived_versions(), names.len() as u64, "nothing is counted twice");
+    }
+}
