@@ -81,14 +81,14 @@ fn unit(changed: Option<(&str, &str)>, leaders: [&str; 3], fire: &[&str], all: &
         };
         text.push_str(&format!("      - series: '{series}'\n        values: '{values}'\n"));
     };
-    for node in 0..3 {
+    for (node, leaders) in leaders.iter().enumerate() {
         for (series, values) in FINE {
             let values =
                 changed.filter(|(name, _)| node == 0 && name == series).map_or(*values, |(_, values)| values);
             add(series, node, values);
         }
         let own = changed.filter(|(name, _)| node == 0 && *name == "fastpaca_group_leaders");
-        add("fastpaca_group_leaders", node, own.map_or(leaders[node], |(_, values)| values));
+        add("fastpaca_group_leaders", node, own.map_or(*leaders, |(_, values)| values));
     }
     text.push_str("    promql_expr_test:\n");
     for alert in all {
