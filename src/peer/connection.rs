@@ -29,8 +29,8 @@ const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
 const READ_BUFFER_BYTES: usize = 32 << 10;
 const WRITE_BUFFER_BYTES: usize = 128 << 10;
 
-/// Turns that the other tasks of a thread get before what was written is flushed. With 64 clients at three nodes on two cores, 4 save
-/// a fifth of all CPU, and more save no more; a node with nothing else to do passes them in microseconds.
+/// Turns that the other tasks of a thread get, in all, before what was written is flushed. What a few of them save is in
+/// `docs/benchmarks.md`; more saved no more. A node with nothing else to do passes them in microseconds.
 const TURNS_BEFORE_FLUSH: usize = 6;
 
 /// What a connection does with the frames that carry calls.
