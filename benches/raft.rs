@@ -128,6 +128,11 @@ async fn start(dir: &Path) -> (Arc<Node>, Shards) {
         journal: Options::new(1),
         checkpoint_bytes: 256 << 20,
         checkpoint_interval: Duration::from_secs(60),
+        reclaim: fastpaca::raft::ReclaimSettings {
+            bytes_per_second: 32 << 20,
+            dead_percent: 100,
+            interval: Duration::from_secs(60),
+        },
         snapshot_bytes_per_second: 64 << 20,
     };
     let disk = Arc::new(RealDisk::open(&dir.join("journal")).expect("a directory"));
