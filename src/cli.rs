@@ -4,9 +4,21 @@
 //! standard error. Standard output carries answers only; logs go to standard error.
 
 mod advise;
+mod append;
 mod archive;
+mod backup;
+mod batches;
 mod client;
 mod cluster;
+mod conversations;
+mod events;
+mod health;
+mod listing;
+mod progress;
+mod reference;
+mod run_as;
+mod show;
+mod transfer;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,17 +27,25 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::advise::AdviseArgs;
-use self::archive::{ArchiveArgs, RestoreArgs};
+use self::append::AppendArgs;
+use self::archive::ArchiveArgs;
+use self::backup::{BackupArgs, RestoreArgs};
 use self::cluster::ClusterArgs;
-use crate::config::{self, Config, ConfigError, ProcessEnvironment, Settings};
-use crate::{logging, server};
+use self::conversations::{CompactArgs, ListArgs, PutArgs, WindowArgs};
+use self::events::{EventsArgs, TailArgs};
+use self::health::HealthArgs;
+use self::reference::{CompletionsArgs, ManArgs};
+use self::transfer::{ExportArgs, ImportArgs};
+use crate::config::{self, ConfigError, ProcessEnvironment, Settings};
+use crate::{logging, server, trace};
 
 /// Asked wrongly: what `EX_USAGE` is elsewhere, and what clap answers.
 const EXIT_USAGE: u8 = 2;
 
 /// A replicated conversation log: append, window, compact, replay, stream.
 ///
-/// Every setting is a FASTPACA_* variable or a key of the file given by --config; the environment wins.
+/// Every setting is a FASTPACA_* variable or a key of the file given by --config; the environment wins. Commands that ask
+/// a node send the first of FASTPACA_API_KEY.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {
@@ -47,48 +67,91 @@ enum Command {
         #[arg(long)]
         sample: bool,
     },
+    /// Create a conversation, or change its settings.
+    Put(PutArgs),
+    /// Append a message to a conversation, or many as lines of JSON.
+    Append(AppendArgs),
+    /// Print events of a conversation.
+    Events(EventsArgs),
+    /// Print the newest events of a conversation, and with -f those that come.
+    Tail(TailArgs),
+    /// Print what a conversation's policy gives to the model.
+    Window(WindowArgs),
+    /// Replace a range of the window by a summary.
+    Compact(CompactArgs),
+    /// List conversations: id, status, version, events, last change.
+    List(ListArgs),
+    /// Write conversations with their events as lines of JSON.
+    Export(ExportArgs),
+    /// Append what was exported to the conversations of its ids. May be repeated after a failure.
+    Import(ImportArgs),
+    /// Ask whether a node is ready: exit code 0, or 1 with the reason. Made for container health checks.
+    Health(HealthArgs),
     /// Bring the schema of the archive in FASTPACA_POSTGRES_URL up to date.
     Migrate,
-    /// Compare a cluster with its archive. Uses the first of FASTPACA_API_KEY.
+    /// Compare a cluster with its archive.
     Archive(ArchiveArgs),
-    /// Fill an empty cluster from an archive. Uses the first of FASTPACA_API_KEY.
+    /// Write everything that a cluster holds to a file, while it serves.
+    Backup(BackupArgs),
+    /// Fill an empty cluster from a backup or an archive.
     Restore(RestoreArgs),
-    /// Look at a cluster, and change who is in it. Uses the first of FASTPACA_API_KEY.
+    /// Look at a cluster, and change who is in it.
     Cluster(ClusterArgs),
     /// Size, scale and watch a system: what a workload needs, and whether a running one is fine.
     Advise(AdviseArgs),
+    /// Print completions for a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages, one a command.
+    Man(ManArgs),
+}
+
+/// The reference of all commands, as `docs/cli.md` has it.
+pub fn reference() -> String {
+    reference::markdown()
 }
 
 /// Runs what the command line asks for.
 pub fn run(cli: Cli) -> ExitCode {
     let settings = || Settings::load(cli.config.as_deref(), &ProcessEnvironment);
-    match cli.command {
-        None | Some(Command::Serve) => match settings().and_then(Settings::prepare) {
-            Ok(config) => serve(config),
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => match settings() {
+            Ok(settings) => serve(settings),
             Err(error) => refuse(&error),
         },
-        Some(Command::Config { sample: true }) => answer(&config::sample()),
-        Some(Command::Config { sample: false }) => match settings() {
-            Ok(settings) => answer(&settings.render()),
+        Command::Config { sample: true } => answer(&config::sample()),
+        Command::Advise(args) => advise::run(&args, &settings),
+        Command::Completions(args) => answer(&reference::completions(&args)),
+        Command::Man(args) => ended(reference::man(&args)),
+        command => match settings() {
+            Ok(settings) => ask_with(command, &settings),
             Err(error) => refuse(&error),
         },
-        Some(Command::Migrate) => match settings() {
-            Ok(settings) => ask(archive::migrate(settings.config())),
-            Err(error) => refuse(&error),
-        },
-        Some(Command::Archive(args)) => match settings() {
-            Ok(settings) => ask(archive::run(&args, settings.config())),
-            Err(error) => refuse(&error),
-        },
-        Some(Command::Restore(args)) => match settings() {
-            Ok(settings) => ask(archive::restore(&args, settings.config())),
-            Err(error) => refuse(&error),
-        },
-        Some(Command::Cluster(args)) => match settings() {
-            Ok(settings) => ask(cluster::run(&args, settings.config())),
-            Err(error) => refuse(&error),
-        },
-        Some(Command::Advise(args)) => advise::run(&args, &settings),
+    }
+}
+
+/// Commands that look at the settings, of which most ask a node.
+fn ask_with(command: Command, settings: &Settings) -> ExitCode {
+    let config = settings.config();
+    match command {
+        Command::Config { .. } => answer(&settings.render()),
+        Command::Put(args) => ask(conversations::put(&args, config)),
+        Command::Append(args) => ask(append::run(&args, config)),
+        Command::Events(args) => ask(events::events(&args, config)),
+        Command::Tail(args) => ask(events::tail(&args, config)),
+        Command::Window(args) => ask(conversations::window(&args, config)),
+        Command::Compact(args) => ask(conversations::compact(&args, config)),
+        Command::List(args) => ask(conversations::list(&args, config)),
+        Command::Export(args) => ask(transfer::export(&args, config)),
+        Command::Import(args) => ask(transfer::import(&args, config)),
+        Command::Health(args) => ask(health::run(&args, config)),
+        Command::Migrate => ask(archive::migrate(config)),
+        Command::Archive(args) => ask(archive::run(&args, config)),
+        Command::Backup(args) => ask(backup::run(&args, config)),
+        Command::Restore(args) => ask(backup::restore(&args, config)),
+        Command::Cluster(args) => ask(cluster::run(&args, config)),
+        Command::Serve | Command::Advise(_) | Command::Completions(_) | Command::Man(_) => {
+            unreachable!("they were run without settings, or look at them in their own way")
+        }
     }
 }
 
@@ -99,7 +162,11 @@ fn ask<E: std::fmt::Display>(answering: impl Future<Output = Result<String, E>>)
         Ok(runtime) => runtime.block_on(answering).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    match asked {
+    ended(asked)
+}
+
+fn ended(result: Result<String, String>) -> ExitCode {
+    match result {
         Ok(text) => answer(&text),
         Err(error) => {
             complain(&error);
@@ -108,9 +175,21 @@ fn ask<E: std::fmt::Display>(answering: impl Future<Output = Result<String, E>>)
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    logging::init(&config);
-    server::run(config)
+fn serve(settings: Settings) -> ExitCode {
+    if let Err(error) = run_as::switch(settings.config()) {
+        complain(&error);
+        return ExitCode::FAILURE;
+    }
+    match settings.prepare() {
+        Ok(config) => {
+            logging::init(&config);
+            if let Some(endpoint) = &config.otlp_endpoint {
+                trace::start(endpoint, &config.node_name, config.otlp_sample_one_in);
+            }
+            server::run(config)
+        }
+        Err(error) => refuse(&error),
+    }
 }
 
 /// A reader that went away (`fastpaca config | head -1`) is no failure.

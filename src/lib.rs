@@ -16,7 +16,7 @@
 //! journal
 //! tokens
 //! conversation
-//! config, metrics, logging
+//! config, metrics, trace, logging
 //! tls
 //! ```
 
@@ -37,3 +37,4 @@ pub mod shards;
 pub mod store;
 pub mod tls;
 pub mod tokens;
+pub mod trace;

@@ -144,6 +144,12 @@ metrics! {
     archive_failures: ArchiveFailures() = "fastpaca_archive_failures_total",
     /// Conversations of the groups led here that are not archived, since the archive holds something else for them.
     archive_stopped_conversations: Gauge() = "fastpaca_archive_stopped_conversations",
+    /// Events of the groups led here that were trimmed: the archive alone has their bytes from then on.
+    trimmed_events_total: Counter() = "fastpaca_trimmed_events_total",
+    /// Trimmed events that were read from the archive.
+    archive_reads_total: Counter() = "fastpaca_archive_read_events_total",
+    /// Failures to read trimmed events from the archive.
+    archive_read_failures_total: Counter() = "fastpaca_archive_read_failures_total",
     /// Heartbeats sent to other nodes; one tells of all groups.
     heartbeats_total: Counter() = "fastpaca_heartbeats_total",
     /// Events appended.
@@ -206,6 +212,16 @@ metrics! {
     journal_bytes_total: Counter() = "fastpaca_journal_bytes_total",
     /// Segment files of the journal.
     journal_segments: Gauge() = "fastpaca_journal_segments",
+    /// Bytes of the journal's segment files, as of the last look at what can be reclaimed.
+    journal_disk_bytes: Gauge() = "fastpaca_journal_disk_bytes",
+    /// Bytes of messages and records that are still needed of the journal, as of the last look at what can be reclaimed.
+    journal_live_bytes: Gauge() = "fastpaca_journal_live_bytes",
+    /// Bytes of segment files that were removed, since what they held is no longer needed or was written anew.
+    reclaimed_bytes_total: Counter() = "fastpaca_reclaimed_bytes_total",
+    /// Bytes that were written anew so that segments could be removed.
+    reclaim_written_bytes_total: Counter() = "fastpaca_reclaim_written_bytes_total",
+    /// Times that reclaiming was given up for an error.
+    reclaim_failures_total: Counter() = "fastpaca_reclaim_failures_total",
     /// Free bytes on the disk of the data directory.
     disk_free_bytes: Gauge() = "fastpaca_disk_free_bytes",
     /// 1 while appends are refused for lack of disk space.

@@ -20,13 +20,13 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::api::{self, App, PeerDoor, PeerIo};
-use crate::archive::{Archive, ArchiveSettings};
+use crate::archive::{Archive, ArchiveSettings, ClusterView};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
 use crate::journal::{BatchReport, Observer, Options, RealDisk};
 use crate::metrics::Metrics;
-use crate::peer::{PeerSettings, Peers};
-use crate::raft::{Node, NodeSettings, RecoverySettings, request_rebuild};
+use crate::peer::{KNOWS_TRIMS, PeerSettings, Peers};
+use crate::raft::{Node, NodeSettings, ReclaimSettings, RecoverySettings, request_rebuild};
 use crate::shards::placement::GROUPS;
 use crate::shards::{Placement, Shards};
 use crate::store::{CacheSizes, Failure};
@@ -267,6 +267,11 @@ async fn start_node(
         checkpoint_bytes: config.checkpoint_bytes,
         checkpoint_interval: config.checkpoint_interval,
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
+        reclaim: ReclaimSettings {
+            bytes_per_second: config.reclaim_bytes_per_second,
+            dead_percent: config.reclaim_dead_percent as u64,
+            interval: config.reclaim_interval,
+        },
     };
     note_failures(failure.clone(), index_dir);
     Ok(Node::start(settings, Arc::new(disk), peers, metrics.clone(), failure.clone()).await?)
@@ -285,9 +290,23 @@ fn start_archive(
         batch_rows: config.flush_batch_size,
         connections: config.postgres_pool_size,
         migrate: config.migrate,
+        tail_keep: config.tail_keep,
     };
-    let cluster = cluster.clone();
-    Ok(Some(Archive::start(settings, shards.clone(), metrics.clone(), move || cluster.id())?))
+    let cluster = Arc::new(ArchivedCluster(cluster.clone()));
+    Ok(Some(Archive::start(settings, shards.clone(), metrics.clone(), cluster)?))
+}
+
+/// The cluster as the archive sees it.
+struct ArchivedCluster(Cluster);
+
+impl ClusterView for ArchivedCluster {
+    fn id(&self) -> Option<u128> {
+        self.0.id()
+    }
+
+    fn understands_trims(&self) -> bool {
+        self.0.speaks(KNOWS_TRIMS)
+    }
 }
 
 fn cluster_settings(config: &Config, node_id: u128, address: SocketAddr) -> ClusterSettings {

@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["journal"],
     &["tokens"],
     &["conversation"],
-    &["config", "metrics"],
+    &["config", "metrics", "trace"],
     &["tls"],
 ];
 

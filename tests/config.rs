@@ -108,6 +108,8 @@ fn the_sample_uncommented_changes_nothing_but_what_has_no_default() {
     let settings = Settings::load(Some(Path::new(&path)), &[]).expect("the sample loads");
     let mut expected = config::defaults();
     expected.node_name.clone_from(&settings.config().node_name);
+    expected.otlp_endpoint.clone_from(&settings.config().otlp_endpoint);
+    expected.run_as = settings.config().run_as;
     expected.api_keys.clone_from(&settings.config().api_keys);
     expected.cluster_seeds.clone_from(&settings.config().cluster_seeds);
     expected.cluster_secrets.clone_from(&settings.config().cluster_secrets);
@@ -116,6 +118,8 @@ fn the_sample_uncommented_changes_nothing_but_what_has_no_default() {
     expected.tls_key.clone_from(&settings.config().tls_key);
     expected.tls_ca.clone_from(&settings.config().tls_ca);
     expected.postgres_url.clone_from(&settings.config().postgres_url);
+    expected.url.clone_from(&settings.config().url);
+    expected.tail_keep = settings.config().tail_keep;
     assert_eq!(settings.config(), &expected);
     assert!(!expected.node_name.is_empty() && !expected.api_keys.is_empty());
 }

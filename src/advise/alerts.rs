@@ -4,34 +4,38 @@ use super::thresholds::{THRESHOLDS, Threshold};
 
 /// The name of the group in the file.
 const GROUP: &str = "fastpaca";
+/// The heading, in the page of runbooks, for a node that is not scraped.
+const NODE_DOWN: &str = "node_down";
 
 /// A rule file: an alert for each level of each threshold, and one for a node that is not scraped.
 ///
 /// `job` is what Prometheus calls the nodes; alerts are confined to it where their expression names metrics that any
-/// process has.
-pub fn rules(job: &str) -> String {
+/// process has. `runbooks` is where the page with what to do lies; it has a heading for each id.
+pub fn rules(job: &str, runbooks: &str) -> String {
     let mut text = format!(
-        "# Made by `fastpaca advise alerts`; what each threshold means and where it comes from is in docs/advise.md.\n\
+        "# Made by `fastpaca advise alerts`; what each threshold means and where it comes from is in docs/advise.md,\n\
+         # what to do in docs/operations.md.\n\
          # Scrape every node's /metrics as job {job:?}. severity: warning = act soon, critical = act now.\n\
          groups:\n  - name: {GROUP}\n    rules:\n"
     );
     for threshold in THRESHOLDS {
         for (severity, limit) in [("warning", threshold.soon), ("critical", threshold.now)] {
             if let Some(limit) = limit {
-                text.push_str(&alert(threshold, severity, limit));
+                text.push_str(&alert(threshold, severity, limit, runbooks));
             }
         }
     }
     text.push_str(&format!(
         "      - alert: FastpacaNodeDown\n        expr: {}\n        for: 1m\n        labels:\n          severity: critical\n        \
          annotations:\n          summary: \"{{{{ $labels.instance }}}}: not scraped\"\n          \
-         description: \"Start it again; a cluster of three goes on with two.\"\n",
+         description: \"Start it again; a cluster of three goes on with two.\"\n          runbook_url: {}\n",
         quoted(&format!("up{{job={job:?}}} == 0")),
+        quoted(&format!("{runbooks}#{NODE_DOWN}")),
     ));
     text
 }
 
-fn alert(threshold: &Threshold, severity: &str, limit: f64) -> String {
+fn alert(threshold: &Threshold, severity: &str, limit: f64, runbooks: &str) -> String {
     let name: String = threshold.id.split('_').map(capitalised).collect();
     let name = format!("Fastpaca{name}{}", if severity == "critical" { "Critical" } else { "" });
     let lasting =
@@ -40,9 +44,10 @@ fn alert(threshold: &Threshold, severity: &str, limit: f64) -> String {
     let summary =
         quoted(&format!("{{{{ $labels.instance }}}}: {} above {}", threshold.title, threshold.show(limit)));
     let description = quoted(&format!("Is {{{{ $value | humanize }}}}. {}.", threshold.action));
+    let runbook = quoted(&format!("{runbooks}#{}", threshold.id));
     format!(
         "      - alert: {name}\n        expr: {expr}\n{lasting}        labels:\n          severity: {severity}\n        \
-         annotations:\n          summary: {summary}\n          description: {description}\n"
+         annotations:\n          summary: {summary}\n          description: {description}\n          runbook_url: {runbook}\n"
     )
 }
 

@@ -53,7 +53,7 @@ pub const STREAMS: Rule = Rule {
     title: "CPU of streams",
     formula: "frames/s × frame_us",
     inputs: "load.streams, figures.frame_us",
-    source: "an estimate, not measured: 40 µs a frame",
+    source: "`cargo bench --bench advise -- points`: the same appends with a stream on half of their conversations",
     departs: "",
 };
 
@@ -62,7 +62,7 @@ pub const IDLE: Rule = Rule {
     title: "CPU of a node with nothing to do",
     formula: "idle_cores alone; cluster_idle_cores with others",
     inputs: "figures.idle_cores, figures.cluster_idle_cores",
-    source: "docs/benchmarks.md: 0.3 % of a core alone, 1.2 to 1.4 % in a cluster of three",
+    source: "docs/benchmarks.md: 0.3 to 0.7 % of a core alone, 1.1 to 1.2 % in a cluster of three",
     departs: "",
 };
 

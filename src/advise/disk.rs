@@ -7,6 +7,7 @@ use super::load::Load;
 use super::rule::Rule;
 use super::units::MIB;
 use super::workload::Workload;
+use crate::conversation::EVENT_RUN;
 
 /// Bytes on one node's disk, by what they are.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -26,9 +27,10 @@ pub struct Disk {
 pub const JOURNAL: Rule = Rule {
     id: "disk.journal",
     title: "journal bytes of a message",
-    formula: "frames = message_bytes + frame_bytes; + what is missing to whole blocks of 4,096, for each batch: batches a message = 1 / (1 + appends/s of the node × \
-              batch_seconds); + a block for noting the commit, for those after which nothing comes for 0.2 s: exp(-appends/s × 0.2)",
-    inputs: "--message-bytes, load.appends, figures.frame_bytes, figures.batch_seconds",
+    formula: "of messages kept, with --tail-keep those that are not trimmed: of a conversation of n, n - (n - the larger of tail_keep and window_messages) in whole 128s; \
+              frames = message_bytes + frame_bytes; + what is missing to whole blocks of 4,096, for each batch: batches a message = 1 / (1 + (appends/s of the node × \
+              batch_seconds)^1.4); + a block for noting the commit, for those after which nothing comes for 0.2 s: exp(-appends/s × 0.2)",
+    inputs: "--message-bytes, --tail-keep, --window-messages, load.appends, figures.frame_bytes, figures.batch_seconds",
     source: "this server: a batch begins on a block of 4 KiB, so a lone append writes whole blocks; measured by `cargo bench --bench advise -- points`",
     departs: "no guide has a log like this. At a low rate the padding is most of it: 600 bytes take more than 4 KiB.",
 };
@@ -68,7 +70,7 @@ impl Disk {
         let fsyncs = peak * figures.batches_per_append(peak);
         Disk {
             journal_bytes_per_message: per_message,
-            journal_bytes: load.messages_kept * per_message * share,
+            journal_bytes: load.messages_kept * untrimmed_share(workload) * per_message * share,
             index_bytes: index * share,
             reserve_bytes: RESERVE_BYTES,
             bytes_per_day: load.messages_per_day * share * (per_message + figures.index_bytes_per_message)
@@ -85,7 +87,32 @@ impl Disk {
     }
 }
 
+/// Of the messages of a conversation, what trimming leaves. It goes by runs of 128 and never takes what a window shows.
+fn untrimmed_share(workload: &Workload) -> f64 {
+    let Some(keep) = workload.tail_keep else { return 1.0 };
+    let messages = workload.messages_per_conversation;
+    let trimmed = messages.saturating_sub(keep.max(workload.window_messages)) / EVENT_RUN * EVENT_RUN;
+    (messages - trimmed) as f64 / messages as f64
+}
+
 /// Of everything, what one of `nodes` holds: all of it up to three.
 pub fn replica_share(nodes: u64) -> f64 {
     (3.0 / nodes as f64).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trimming_leaves_whole_runs() {
+        let share = |messages_per_conversation, window_messages, tail_keep| {
+            let preset = Workload::preset("1k-users").expect("there is such a preset");
+            untrimmed_share(&Workload { messages_per_conversation, window_messages, tail_keep, ..preset })
+        };
+        assert_eq!(share(512, 50, None), 1.0);
+        assert_eq!(share(512, 50, Some(128)), 0.25);
+        assert_eq!(share(512, 300, Some(128)), 0.75, "the window stays");
+        assert_eq!(share(127, 1, Some(0)), 1.0, "short conversations are never trimmed");
+    }
 }

@@ -10,6 +10,9 @@ use super::rule::Rule;
 use super::units::MIB;
 use super::workload::BadInput;
 
+/// How fast appends come to share batches as more arrive: between one each, and all that arrive in a batch's time.
+const BATCH_POWER: f64 = 1.4;
+
 /// Times are CPU time of one core, in microseconds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figures {
@@ -82,9 +85,9 @@ pub const FIGURES: Rule = Rule {
     title: "what work costs on a machine",
     formula: "most are measured, some are estimates (see below); `fastpaca advise plan --format json` shows all of them, `fastpaca advise calibrate` measures those that depend on the machine",
     inputs: "--calibration",
-    source: "`cargo bench --bench advise -- points` at b6beac3 and docs/benchmarks.md, both of 21 November 2026 on two cores of an AMD EPYC. \
-             Estimates, not measured: frame_us, stream_bytes, connection_bytes, work_bytes, checkpoint_bytes_per_append_second, and \
-             fsync_p50_ms and fsync_p99_ms until a calibration. The plan as a whole has not been held against a loaded server yet.",
+    source: "`cargo bench --bench advise -- points` at 707af95, held to the server by `make advise-proof` (docs/advise.md); of a cluster, docs/benchmarks.md. \
+             All of 21 November 2026 on two cores of an AMD EPYC. Estimates, not measured: stream_bytes, connection_bytes, work_bytes, \
+             checkpoint_bytes_per_append_second, and fsync_p50_ms and fsync_p99_ms until a calibration.",
     departs: "an append at 20 a second costs ten times what it costs at 20,000: figures of a server under full load, which is what benchmarks usually give, \
               are too small for a calm one. How a cluster's costs fall with its rate has not been measured; they are taken to fall as one node's do.",
 };
@@ -96,10 +99,10 @@ impl Figures {
             measured_on: "2 cores of an AMD EPYC, ext4 on a virtio disk, Linux 6.18 (this project's benches)"
                 .to_owned(),
             measured_at: "21 November 2026".to_owned(),
-            append_busy_us: 50.0,
-            append_wake_us: 290.0,
-            append_wake_seconds: 1.0 / 900.0,
-            append_cold_us: 900.0,
+            append_busy_us: 40.0,
+            append_wake_us: 600.0,
+            append_wake_seconds: 1.0 / 600.0,
+            append_cold_us: 800.0,
             append_cold_seconds: 1.0 / 15.0,
             append_us_per_kib: 5.0,
             tokens_per_core_second: 7_500_000.0,
@@ -108,27 +111,26 @@ impl Figures {
             window_cold_us: 173.0,
             window_cold_seconds: 0.01,
             window_repeat_us: 22.0,
-            // An estimate.
-            frame_us: 40.0,
+            frame_us: 100.0,
             idle_cores: 0.007,
-            cluster_idle_cores: 0.014,
-            cluster_append_factor: 361.0 / 68.0,
-            cluster_read_us: 90.0,
+            cluster_idle_cores: 0.012,
+            cluster_append_factor: 250.0 / 46.0,
+            cluster_read_us: 50.0,
             frame_bytes: 250.0,
             block_bytes: 4_096.0,
-            batch_seconds: 0.000_8,
+            batch_seconds: 0.000_5,
             quiet_seconds: 0.2,
             index_bytes_per_conversation: 800.0,
             index_bytes_per_message: 35.0,
             // Estimates, until a calibration.
             fsync_p50_ms: 0.15,
             fsync_p99_ms: 0.5,
-            base_bytes: 82.5e6,
-            vocabulary_bytes: 49e6,
+            base_bytes: 104.4e6,
+            vocabulary_bytes: 33.3e6,
             ring_bytes_max: 300e6,
             ring_bytes_per_append: 1_200.0,
             record_bytes_per_conversation: 600.0,
-            heap_factor: 1.4,
+            heap_factor: 1.3,
             // Estimates, these four.
             stream_bytes: 30e3,
             connection_bytes: 20e3,
@@ -157,7 +159,7 @@ impl Figures {
 
     /// Batches of the journal for each append.
     pub fn batches_per_append(&self, per_second: f64) -> f64 {
-        1.0 / (1.0 + per_second * self.batch_seconds)
+        1.0 / (1.0 + (per_second * self.batch_seconds).powf(BATCH_POWER))
     }
 
     /// Bytes of the journal for each message.

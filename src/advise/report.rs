@@ -38,6 +38,7 @@ fn id(rule: &Rule) -> String {
 
 fn workload_section(plan: &Plan) -> Section {
     let w = &plan.workload;
+    let keep = w.tail_keep.map_or_else(|| "all".to_owned(), count);
     let row = |option: &str, value: String, what: &str| [option.to_owned(), value, what.to_owned()];
     Section::new("Workload").table(
         ["option", "value", "meaning"],
@@ -66,6 +67,7 @@ fn workload_section(plan: &Plan) -> Section {
             row("--window-messages", count(w.window_messages), "messages in a window"),
             row("--streams-share", percent(w.streams_share), "of the active users with an open stream"),
             row("--retention-days", count(w.retention_days), "days that messages stay on the nodes"),
+            row("--tail-keep", keep, "newest messages of a conversation that stay on the nodes"),
             row("--growth-per-month", percent(w.growth_per_month), "more users every month"),
         ],
     )

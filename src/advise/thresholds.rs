@@ -292,7 +292,7 @@ pub const THRESHOLD: Rule = Rule {
     id: "check.thresholds",
     title: "when to act, and how soon",
     formula: "a figure above `soon` or `now` for as long as the table says",
-    inputs: "/metrics, /v1/cluster, Prometheus",
+    inputs: "/metrics, /v1/cluster, /proc of a local node's machine, Prometheus",
     source: "the table of thresholds in docs/advise.md, each with its source",
     departs: "Orion alerts on memory at 85 % but scales at 80 %, StudyGuru only knows 80 %: both are kept, as `now` and `soon`. \
               Orion investigates a p95 of 1 s and alerts at 2 s, StudyGuru acts at 1 s: a request here is not a model call, so \

@@ -21,6 +21,8 @@ pub struct Workload {
     pub window_messages: u64,
     pub streams_share: f64,
     pub retention_days: u64,
+    /// All stay, if `None`.
+    pub tail_keep: Option<u64>,
     pub nodes: Nodes,
     pub postgres: bool,
     /// A provider of the catalogue; all of them when none is named.
@@ -65,7 +67,7 @@ pub const PRESETS: [&str; 5] = ["development", "small-team", "medium", "large", 
 pub const DEFAULT_PRESET: &str = "small-team";
 
 /// The options that say a number or a word about the workload, with what they mean.
-pub const OPTIONS: [(&str, &str); 16] = [
+pub const OPTIONS: [(&str, &str); 17] = [
     ("users", "Users in all"),
     ("peak-share", "Share of the users that is active at once in the busy hours"),
     ("messages-per-user-minute", "Messages appended for each active user in a minute, by both sides"),
@@ -78,6 +80,10 @@ pub const OPTIONS: [(&str, &str); 16] = [
     ("window-messages", "Messages in a window"),
     ("streams-share", "Open streams for each active user"),
     ("retention-days", "Days for which messages are kept on the nodes' disks"),
+    (
+        "tail-keep",
+        "Newest messages of a conversation that stay on the nodes' disks (FASTPACA_TAIL_KEEP); needs --postgres true",
+    ),
     ("nodes", "1, 3 or auto"),
     ("postgres", "Whether there is an archive in Postgres: true or false"),
     ("provider", "Cost of this provider of the catalogue only"),
@@ -101,6 +107,7 @@ impl Workload {
             window_messages: 50,
             streams_share: 0.5,
             retention_days: 90,
+            tail_keep: None,
             nodes: Nodes::Auto,
             postgres: false,
             provider: None,
@@ -141,6 +148,7 @@ impl Workload {
             "window-messages" => self.window_messages = count("window-messages", 1, 100_000)?,
             "streams-share" => self.streams_share = parse_from("streams-share", value, (0.0, 1.0))?,
             "retention-days" => self.retention_days = count("retention-days", 1, 36_500)?,
+            "tail-keep" => self.tail_keep = Some(count("tail-keep", 0, 1_000_000_000)?),
             "nodes" => self.nodes = parse_nodes(value)?,
             "postgres" => self.postgres = parse_flag("postgres", value)?,
             "provider" => self.provider = Some(value.to_owned()),
@@ -159,6 +167,10 @@ impl Workload {
                 &self.tokens_per_message.to_string(),
                 expected,
             ));
+        }
+        if let (Some(keep), false) = (self.tail_keep, self.postgres) {
+            let expected = "--postgres true beside it: what is trimmed must be archived";
+            return Err(BadInput::value("tail-keep", &keep.to_string(), expected));
         }
         Ok(())
     }
@@ -306,6 +318,7 @@ mod tests {
             ("window-messages", "0"),
             ("streams-share", "2"),
             ("retention-days", "0"),
+            ("tail-keep", "100"),
             ("nodes", "2"),
             ("nodes", "4"),
             ("postgres", "maybe"),

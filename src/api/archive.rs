@@ -1,5 +1,5 @@
-//! For the commands that compare a cluster with its archive and rebuild one from it. Not in the API document: these are
-//! between a node and its own command line.
+//! For the commands that compare a cluster with its archive, back it up, and rebuild one. Not in the API document: these
+//! are between a node and its own command line.
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
@@ -9,7 +9,9 @@ use serde_json::json;
 
 use super::Scope;
 use super::error::ApiError;
+use super::wire::query::Query;
 use crate::conversation::{Action, Command, ConversationId, FrameLocation, Reply};
+use crate::shards::Cursor;
 
 /// Largest piece of a conversation that is restored at once.
 const PIECE_BYTES_MAX: usize = 16 << 20;
@@ -19,25 +21,33 @@ pub(super) async fn digests(
     State(scope): State<Scope>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let (mut id, mut first, mut limit) = (None, 0, u64::MAX);
-    for (name, value) in form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
-        let number =
-            || value.parse().map_err(|_| ApiError::InvalidRequest(format!("{name} must be a number")));
-        match &*name {
-            "id" => {
-                id = Some(ConversationId::parse(&value).map_err(|e| ApiError::InvalidRequest(e.to_string()))?)
-            }
-            "first" => first = number()?,
-            "limit" => limit = number()?,
-            _ => {}
-        }
-    }
-    let id = id.ok_or_else(|| ApiError::InvalidRequest("id is missing".into()))?;
+    let params = Query::new(query.as_deref());
+    let first = params.number("first", 0..=u64::MAX)?.unwrap_or(0);
+    let limit = params.number("limit", 0..=u64::MAX)?.unwrap_or(u64::MAX);
+    let id = id(&params)?;
     let page = scope.app.shards.version_digests(&id, first, limit).await?.ok_or(ApiError::NotFound)?;
     let digests: Vec<String> = page.digests.iter().map(|digest| format!("{digest:032x}")).collect();
     Ok(json_answer(&json!({
         "version": page.version, "archived_version": page.archived_version, "digests": digests
     })))
+}
+
+/// `?id=&version=&key=&keys=`: an excerpt of a conversation's history from a [`Cursor`] on, as MessagePack.
+pub(super) async fn history(
+    State(scope): State<Scope>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let params = Query::new(query.as_deref());
+    let number = |name| Ok::<_, ApiError>(params.number(name, 0..=u64::MAX)?.unwrap_or(0));
+    let from = Cursor { version: number("version")?, key: number("key")?, keys: number("keys")? };
+    let excerpt = scope.app.shards.excerpt(&id(&params)?, from).await?.ok_or(ApiError::NotFound)?;
+    let media = HeaderValue::from_static("application/vnd.msgpack");
+    Ok(([(header::CONTENT_TYPE, media)], excerpt.encode()).into_response())
+}
+
+fn id(params: &Query) -> Result<ConversationId, ApiError> {
+    let id = params.text("id")?.ok_or_else(|| ApiError::InvalidRequest("id is missing".into()))?;
+    ConversationId::parse(id).map_err(|error| ApiError::InvalidRequest(error.to_string()))
 }
 
 /// Takes an encoded command that restores a piece of a conversation, and nothing else.

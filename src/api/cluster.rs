@@ -16,7 +16,7 @@ use crate::shards::{ClusterControl, ClusterStatus, LinkStatus, NodeStatus, Stand
 
 pub(super) async fn status(State(scope): State<Scope>, headers: HeaderMap) -> Result<Response, ApiError> {
     accept::json(&headers)?;
-    Ok(json_answer(&describe(&control(&scope)?.status().await)))
+    Ok(json_answer(&describe(&scope, &control(&scope)?.status().await)))
 }
 
 /// Has a node's replicas move elsewhere; a node that is alone stops taking writes. Either turns unready, so that a load
@@ -54,7 +54,7 @@ async fn set_draining(
         false => control.undrain(&name).await?,
     }
     tracing::info!(event = if draining { "drained" } else { "undrained" }, name);
-    Ok(json_answer(&describe(&control.status().await)))
+    Ok(json_answer(&describe(scope, &control.status().await)))
 }
 
 pub(super) async fn remove_node(
@@ -118,11 +118,12 @@ async fn named(
     Ok(given.or(from_body).unwrap_or_else(|| scope.app.config.node_name.clone()))
 }
 
-fn describe(status: &ClusterStatus) -> Value {
+fn describe(scope: &Scope, status: &ClusterStatus) -> Value {
     let leaders: Map<String, Value> =
         status.leaders.iter().map(|(group, name)| (group.to_string(), json!(name))).collect();
     json!({
         "cluster_id": status.cluster.map(hex),
+        "answered_by": scope.app.config.node_name,
         "version": status.version,
         "groups": GROUPS,
         "groups_without_leader": status.groups_without_leader,

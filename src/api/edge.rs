@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_rustls::TlsAcceptor;
@@ -22,6 +22,7 @@ use tower::ServiceExt;
 use super::auth::Keys;
 use super::body::{Bodies, Received};
 use super::compress::compress;
+use super::console;
 use super::dialect::Dialect;
 use super::door::{Door, PeerDoor};
 use super::error::{ApiError, render};
@@ -32,6 +33,7 @@ use crate::config::{Config, Secret};
 use crate::metrics::Metrics;
 use crate::shards::{ClusterControl, Shards};
 use crate::tokens::Estimator;
+use crate::trace::{self, Span};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken from a client.
@@ -161,8 +163,9 @@ impl App {
         let request_id = inner.ids.of(request.headers());
         let accepted_encoding = request.headers().get(header::ACCEPT_ENCODING).cloned();
         let metrics = &inner.app.metrics;
+        let mut span = begin_span(&request);
         let mut response = match inner.admit(&request) {
-            Ok(_admission) => inner.handle(request).await,
+            Ok(_admission) => trace::within(span.as_ref(), inner.handle(request)).await,
             Err(refusal) => refusal.into_response(),
         };
         if let Some(error) = render(&mut response, Dialect::of_path(uri.path()), &request_id) {
@@ -173,6 +176,9 @@ impl App {
         }
         let status = response.status().as_u16();
         metrics.requests(status);
+        if let Some(span) = &mut span {
+            describe(span, &method, uri.path(), status, &request_id);
+        }
         let peer = peer.map(tracing::field::display);
         let ms = started.elapsed().as_secs_f64() * 1_000.0;
         let conversation_id = conversation_in(uri.path());
@@ -253,7 +259,7 @@ impl Inner {
         if uri.path().starts_with("/health/") {
             return Ok((gauge, None));
         }
-        if uri.path() != "/metrics" || !self.app.config.metrics_public {
+        if !self.is_public(uri.path()) {
             self.keys.authorize(request.headers())?;
         }
         if let Some(rate) = &self.rate
@@ -278,6 +284,12 @@ impl Inner {
         }
     }
 
+    /// Whether a path is answered without a key, health apart.
+    fn is_public(&self, path: &str) -> bool {
+        let config = &self.app.config;
+        path == "/metrics" && config.metrics_public || config.console && console::is_asset(path)
+    }
+
     async fn handle(&self, request: Request) -> Response {
         let answer = AssertUnwindSafe(self.router.clone().oneshot(request)).catch_unwind().await;
         match answer {
@@ -285,6 +297,26 @@ impl Inner {
             Ok(Err(never)) => match never {},
             Err(panic) => ApiError::Internal(format!("panic: {}", panic_text(&panic))).into_response(),
         }
+    }
+}
+
+/// What asks after the node itself is not traced.
+fn begin_span(request: &Request) -> Option<Span> {
+    if !request.uri().path().starts_with("/v1/") {
+        return None;
+    }
+    let traceparent = request.headers().get("traceparent").and_then(|header| header.to_str().ok());
+    trace::request(request.method().as_str(), traceparent)
+}
+
+/// In OpenTelemetry's words.
+fn describe(span: &mut Span, method: &Method, path: &str, status: u16, request_id: &str) {
+    span.set("http.request.method", method);
+    span.set("url.path", path);
+    span.set("http.response.status_code", status);
+    span.set("fastpaca.request_id", request_id);
+    if status >= 500 {
+        span.fail();
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) enum ApiError {
     Internal(String),
     /// Not done, safe to retry.
     Unavailable(String),
+    /// Part of what was asked for lies in the archive alone, which cannot be read.
+    ArchiveUnavailable(String),
     /// Perhaps done.
     UnknownOutcome(String),
     TooManyStreams {
@@ -96,6 +98,7 @@ impl ApiError {
             ApiError::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             ApiError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ApiError::ArchiveUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable"),
             ApiError::UnknownOutcome(_) => (StatusCode::SERVICE_UNAVAILABLE, "unknown_outcome"),
             ApiError::TooManyStreams { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_streams"),
             ApiError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -133,6 +136,9 @@ impl ApiError {
             ApiError::RateLimited { message, .. } => (*message).into(),
             ApiError::Internal(_) => "Internal error; the log has the details under this request_id".into(),
             ApiError::Unavailable(why) => format!("Not applied, safe to retry: {why}"),
+            ApiError::ArchiveUnavailable(why) => {
+                format!("Some of these events are only in the archive, which cannot be read now: {why}")
+            }
             ApiError::UnknownOutcome(why) => format!(
                 "May or may not have been applied ({why}): retry with the same idempotency_key or if_version"
             ),
@@ -171,7 +177,10 @@ impl ApiError {
             ApiError::RateLimited { retry_after_ms, .. } => {
                 set(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1_000).max(1)));
             }
-            ApiError::Unavailable(_) | ApiError::Draining | ApiError::TooManyStreams { .. } => {
+            ApiError::Unavailable(_)
+            | ApiError::ArchiveUnavailable(_)
+            | ApiError::Draining
+            | ApiError::TooManyStreams { .. } => {
                 set(header::RETRY_AFTER, HeaderValue::from(1));
             }
             // What is left of an unread body must not be taken for the next request.
@@ -242,6 +251,7 @@ impl From<ReadError> for ApiError {
             ReadError::Unavailable(why) => ApiError::Unavailable(why),
             ReadError::VersionInFuture { .. } => ApiError::InvalidRequest(error.to_string()),
             ReadError::InvalidQuery(why) => ApiError::InvalidRequest(why),
+            ReadError::ArchiveUnavailable(why) => ApiError::ArchiveUnavailable(why),
             ReadError::Internal(detail) => ApiError::Internal(detail),
         }
     }

@@ -12,6 +12,7 @@ mod auth;
 mod body;
 mod cluster;
 mod compress;
+mod console;
 mod conversations;
 mod dialect;
 mod door;
@@ -111,7 +112,12 @@ fn router(app: &std::sync::Arc<AppState>) -> Router {
     let undocumented = Router::new()
         .route("/internal/digests", get(cluster::digests).with_state(scope.clone()))
         .route("/internal/versions", get(archive::digests).with_state(scope.clone()))
+        .route("/internal/history", get(archive::history).with_state(scope.clone()))
         .route("/internal/restore", post(archive::restore).with_state(scope));
+    let undocumented = match app.config.console {
+        true => undocumented.merge(console::routes()),
+        false => undocumented,
+    };
     routes().fold(undocumented, |router, (dialect, Route { path, handler, .. })| {
         router.route(&path, handler.with_state(Scope { app: app.clone(), dialect }))
     })

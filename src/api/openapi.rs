@@ -2,11 +2,13 @@
 //! compile, and a test calls every operation the document names.
 
 mod operation;
+mod operators;
 mod schema;
 
 use std::sync::OnceLock;
 
 use bytes::Bytes;
+use serde_json::Value;
 use utoipa::openapi::path::{HttpMethod, Operation, Paths};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Info, OpenApi};
@@ -16,12 +18,38 @@ use super::Method;
 use super::dialect::Dialect;
 
 const SECURITY: &str = "api_key";
+/// Why reads of the log may fail where others do not.
+const TRIMMED: &str =
+    "Service Unavailable; `archive_unavailable` when what was trimmed cannot be read from the archive";
+/// How much one page may be asked to hold.
+const PAGE: Kind = Kind::Within(1, 1_000);
 
 /// The document as JSON.
 pub(crate) fn document_json() -> Bytes {
     static JSON: OnceLock<Bytes> = OnceLock::new();
-    let render = || Bytes::from(document().to_json().unwrap_or_default());
+    let render = || {
+        let mut json = serde_json::to_value(document()).unwrap_or_default();
+        widen(&mut json);
+        Bytes::from(json.to_string())
+    };
     JSON.get_or_init(render).clone()
+}
+
+/// Gives the counts of a document their whole range: the format that stands for them ends at half of it.
+fn widen(json: &mut Value) {
+    match json {
+        Value::Object(members) => {
+            if members.get("format").is_some_and(|format| format == "int64")
+                && members.contains_key("minimum")
+            {
+                members.remove("format");
+                members.entry("maximum").or_insert(u64::MAX.into());
+            }
+            members.values_mut().for_each(widen);
+        }
+        Value::Array(items) => items.iter_mut().for_each(widen),
+        _ => {}
+    }
 }
 
 fn document() -> OpenApi {
@@ -68,15 +96,15 @@ impl Describe {
         let plural = self.0.resources();
         describe(&format!("list_{plural}"), &format!("List {plural} in id order"))
             .query("prefix", Kind::Text, "Only ids that begin with this.")
-            .query("status", Kind::Text, "`active` or `tombstoned`.")
+            .query("status", Kind::OneOf(&["active", "tombstoned"]), "Only these.")
             .query(
                 "metadata.KEY",
                 Kind::Text,
                 "Only those whose metadata has this value under KEY; repeatable.",
             )
-            .query("limit", Kind::Number, "1 to 1000, 100 by default.")
+            .query("limit", PAGE, "100 by default.")
             .query("cursor", Kind::Text, "The `next_cursor` of the page before.")
-            .query("consistency", Kind::Text, "`linearizable` (default) or `local`.")
+            .consistency()
             .answers(
                 200,
                 "A page; empty pages may have a `next_cursor`.",
@@ -144,13 +172,18 @@ impl Describe {
                 Kind::Number,
                 "Only after this seq (before it when descending). Excludes `from_seq`.",
             )
-            .query("order", Kind::Text, "`asc` (default) or `desc`.")
-            .query("limit", Kind::Number, "1 to 1000, 100 by default.")
-            .query("wait", Kind::Number, "Seconds (at most 60) to hold back an empty answer; needs `cursor`.")
+            .query("order", Kind::OneOf(&["asc", "desc"]), "`asc` by default.")
+            .query("limit", PAGE, "100 by default.")
+            .query(
+                "wait",
+                Kind::Within(0, 60),
+                "Seconds to hold back an empty answer; needs `cursor` and `order=asc`.",
+            )
             .freshness()
             .conditional()
             .answers(200, "A page.", self.pick("EventPage", "MessagePage"))
             .streams(200, super::export::NDJSON, "The whole range, one a line.")
+            .answers(503, TRIMMED, "Error")
             .fails(&[400, 404, 406])
     }
 
@@ -158,10 +191,11 @@ impl Describe {
         describe(&format!("tail_{}", self.0.events()), "Page from the newest backwards, each page in order")
             .id()
             .query("offset", Kind::Number, "How many of the newest to skip; 0 by default.")
-            .query("limit", Kind::Number, "1 to 1000, 100 by default.")
+            .query("limit", PAGE, "100 by default.")
             .freshness()
             .conditional()
             .answers(200, "A page; past the beginning an empty one.", self.pick("EventTail", "MessageTail"))
+            .answers(503, TRIMMED, "Error")
             .fails(&[400, 404])
     }
 
@@ -175,6 +209,7 @@ impl Describe {
             .freshness()
             .conditional()
             .answers(200, "The messages, within the budget.", "Window")
+            .answers(503, TRIMMED, "Error")
             .fails(&[400, 404, 409])
     }
 
@@ -272,8 +307,6 @@ pub(crate) mod node {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use serde_json::Value;
 
     use super::*;
 

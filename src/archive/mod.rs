@@ -6,23 +6,27 @@
 //! none of it, and nothing here grows with what waits.
 //!
 //! Reading order: `plan` decides what goes next (pure), `rows` makes rows (pure), `postgres` writes them, `batch` does one
-//! batch from log to mark, `service` runs all of it. `read` reads the archive back, for `verify` and `restore`.
+//! batch from log to mark, `service` runs all of it. `read` reads the archive back, for `verify` and `restore`. `trimmer`
+//! has the log let go of what the archive holds, and `cold` reads that back for clients.
 
 mod backoff;
 mod batch;
+mod cold;
 mod jsonb;
 mod migrations;
+mod pace;
 mod plan;
 mod postgres;
 mod read;
 mod restore;
 mod rows;
 mod service;
+mod trimmer;
 mod verify;
 
 pub use self::migrations::SchemaError;
 pub use self::restore::{Restored, Target, restore};
-pub use self::service::{Archive, ArchiveSettings, InvalidUrl};
+pub use self::service::{Archive, ArchiveSettings, ClusterView, InvalidUrl};
 pub use self::verify::{Findings, Log, verify};
 
 /// Brings the schema of the archive to what this version needs; answers what was done, for people.

@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 use super::migrations::{self, SchemaError};
 use super::rows::{ChangeRows, ConversationRows, EventRows, Rows};
+use crate::conversation::ConversationId;
 
 /// Longest wait for a connection from the pool, a new one included.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -26,6 +28,8 @@ const DIAGNOSIS_MAX: Duration = Duration::from_secs(2);
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
 /// Longest time for a batch to be written; then its connection is closed.
 const WRITE_MAX: Duration = Duration::from_secs(60);
+/// Longest time for single messages to be read; then their connection is closed.
+const BODIES_MAX: Duration = Duration::from_secs(4);
 /// A connection that nobody used for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(300);
 
@@ -150,6 +154,18 @@ impl Postgres {
         let mut connection = self.connection().await?;
         let done = timeout(WRITE_MAX, write(&mut connection, Uuid::from_u128(cluster), rows)).await;
         judge(connection, done)
+    }
+
+    /// Those of these messages that are there, each with its seq.
+    pub(super) async fn bodies(
+        &self,
+        cluster: u128,
+        id: &ConversationId,
+        seqs: &[u64],
+    ) -> Result<Vec<(u64, Bytes)>, WriteError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(BODIES_MAX, bodies(&mut connection, Uuid::from_u128(cluster), id, seqs)).await;
+        judge(connection, done.map(|done| done.map_err(WriteError::from)))
     }
 
     /// A connection, within about [`CONNECT_MAX`].
@@ -293,6 +309,26 @@ async fn upsert_conversations(
     let query = query.bind(&rows.policy).bind(&rows.metadata).bind(&rows.metadata_text);
     query.bind(&rows.created_at_ms).bind(&rows.updated_at_ms).execute(connection).await?;
     Ok(())
+}
+
+const BODIES: &str = "SELECT seq, body FROM fastpaca.events
+    WHERE cluster_id = $1 AND conversation_id = $2 AND seq = ANY ($3)";
+
+async fn bodies(
+    connection: &mut PgConnection,
+    cluster: Uuid,
+    id: &ConversationId,
+    seqs: &[u64],
+) -> Result<Vec<(u64, Bytes)>, sqlx::Error> {
+    let seqs: Vec<i64> = seqs.iter().map(|seq| *seq as i64).collect();
+    let mut transaction = connection.begin().await?;
+    let query = sqlx::query(BODIES).persistent(false).bind(cluster).bind(id.as_str()).bind(seqs);
+    let rows = query.fetch_all(&mut *transaction).await?;
+    transaction.rollback().await?;
+    let body = |row: &PgRow| {
+        Ok((row.try_get::<i64, _>(0)?.unsigned_abs(), Bytes::from(row.try_get::<String, _>(1)?)))
+    };
+    rows.iter().map(body).collect()
 }
 
 const OTHER_EVENTS: &str = "SELECT DISTINCT r.conversation_id

@@ -3,16 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use super::batch::{self, Context, Failure, Report};
+use super::cold::ColdRows;
+use super::pace;
 use super::plan::Planner;
 use super::postgres::{FailureKind, Postgres, WriteError};
+use super::trimmer::Trimmer;
 use crate::config::Secret;
+use crate::conversation::ConversationId;
 use crate::metrics::Metrics;
 use crate::shards::{Shards, now_ms};
 
@@ -32,6 +37,16 @@ pub struct ArchiveSettings {
     pub connections: usize,
     /// Bring the schema up to date, or only check it.
     pub migrate: bool,
+    /// Newest messages of a conversation that its log keeps, however many are archived; all, if `None`.
+    pub tail_keep: Option<u64>,
+}
+
+/// What the archive asks of the cluster.
+pub trait ClusterView: Send + Sync + 'static {
+    /// Whose rows they are, once that is known.
+    fn id(&self) -> Option<u128>;
+    /// Whether every node of it knows what a trim is.
+    fn understands_trims(&self) -> bool;
 }
 
 /// FASTPACA_POSTGRES_URL is no URL of Postgres. The text does not hold it.
@@ -42,28 +57,45 @@ pub struct InvalidUrl(String);
 /// The running flusher.
 pub struct Archive {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
     postgres: Postgres,
 }
 
 impl Archive {
-    /// Starts it. `cluster` tells whose rows they are, once that is known. Postgres need not be there.
+    /// Starts it, and has the shards read from it what was trimmed. Postgres need not be there.
     pub fn start(
         settings: ArchiveSettings,
         shards: Shards,
         metrics: Metrics,
-        cluster: impl Fn() -> Option<u128> + Send + Sync + 'static,
+        cluster: Arc<dyn ClusterView>,
     ) -> Result<Self, InvalidUrl> {
         let postgres = Postgres::new(settings.url.expose(), settings.connections)
             .map_err(|error| InvalidUrl(error.to_string()))?;
         let stop = CancellationToken::new();
+        let mut tasks = Vec::new();
+        shards.set_cold_store(Arc::new(ColdRows {
+            postgres: postgres.clone(),
+            cluster: cluster.clone(),
+            metrics: metrics.clone(),
+            failed: Mutex::default(),
+        }));
+        if let Some(keep) = settings.tail_keep {
+            let trimmer = Trimmer {
+                shards: shards.clone(),
+                metrics: metrics.clone(),
+                keep,
+                flush_interval: settings.flush_interval,
+                cluster: cluster.clone(),
+            };
+            tasks.push(tokio::spawn(trimmer.run(stop.clone())));
+        }
         let flusher = Flusher {
             planner: Planner::new(settings.batch_rows, QUEUE_MAX),
             settings,
             shards,
             metrics,
             postgres: postgres.clone(),
-            cluster: Arc::new(cluster),
+            cluster,
             tasks: JoinSet::new(),
             backoff: Backoff::default(),
             not_before: None,
@@ -71,14 +103,16 @@ impl Archive {
             more: false,
             failing: None,
         };
-        let task = tokio::spawn(flusher.run(stop.clone()));
-        Ok(Self { stop, task, postgres })
+        tasks.push(tokio::spawn(flusher.run(stop.clone())));
+        Ok(Self { stop, tasks, postgres })
     }
 
     /// Stops between two steps; what is under way is written again by whoever leads next, or found to be there.
     pub async fn stop(self) {
         self.stop.cancel();
-        let _ = self.task.await;
+        for task in self.tasks {
+            let _ = task.await;
+        }
         self.postgres.close().await;
     }
 }
@@ -102,7 +136,7 @@ struct Flusher {
     shards: Shards,
     metrics: Metrics,
     postgres: Postgres,
-    cluster: Arc<dyn Fn() -> Option<u128> + Send + Sync>,
+    cluster: Arc<dyn ClusterView>,
     planner: Planner,
     tasks: JoinSet<Done>,
     backoff: Backoff,
@@ -165,7 +199,7 @@ impl Flusher {
 
     /// Starts what may be started.
     fn dispatch(&mut self) {
-        let Some(cluster) = (self.cluster)() else { return };
+        let Some(cluster) = self.cluster.id() else { return };
         if self.not_before.is_some() {
             return;
         }
@@ -191,7 +225,7 @@ impl Flusher {
                 cluster,
                 batch_rows: self.settings.batch_rows,
             };
-            self.tasks.spawn(async move { Done::Batch(batch::run(context, ids).await) });
+            self.tasks.spawn(async move { Done::Batch(paced(context, ids).await) });
         }
     }
 
@@ -232,7 +266,8 @@ impl Flusher {
         if self.not_before.is_some() {
             return;
         }
-        let delay = self.backoff.failed(random());
+        // Where there is no randomness, there is no jitter.
+        let delay = self.backoff.failed(getrandom::u32().unwrap_or(0));
         self.not_before = Some(Instant::now() + delay);
         self.failing = Some(*kind);
         warn!(event = "archive_failed", kind = ?kind, error = %why, retry_ms = delay.as_millis() as u64);
@@ -247,18 +282,19 @@ impl Flusher {
     }
 }
 
+/// Writes a batch, and gives appends of clients room after it.
+async fn paced(context: Context, ids: Vec<ConversationId>) -> Report {
+    let (shards, metrics) = (context.shards.clone(), context.metrics.clone());
+    let (begun, before) = (Instant::now(), metrics.appended_events_total.get());
+    let report = batch::run(context, ids).await;
+    let appended = metrics.appended_events_total.get() - before;
+    sleep(pace::rest(begun.elapsed(), appended, shards.unarchived_versions())).await;
+    report
+}
+
 async fn wait_until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// For jitter; where there is no randomness, there is none.
-fn random() -> u32 {
-    let mut bytes = [0; 4];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => u32::from_le_bytes(bytes),
-        Err(_) => 0,
     }
 }

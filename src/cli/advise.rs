@@ -4,6 +4,7 @@
 mod calibrate;
 mod check;
 mod history;
+mod machine;
 mod sizing;
 
 use std::fs;
@@ -39,6 +40,9 @@ enum AdviseCommand {
         /// What Prometheus calls the nodes.
         #[arg(long, default_value = "fastpaca")]
         job: String,
+        /// Where docs/operations.md lies, for the links to what to do.
+        #[arg(long, default_value = "docs/operations.md", value_name = "URL")]
+        runbooks: String,
     },
     /// Measure this machine for a minute, for plans that are about it.
     Calibrate(CalibrateArgs),
@@ -93,7 +97,7 @@ pub(super) fn run(
         AdviseCommand::Check(args) => {
             load_settings().and_then(|settings| check::run(args, settings.config()))
         }
-        AdviseCommand::Alerts { job } => Ok(Outcome::done(alerts::rules(job))),
+        AdviseCommand::Alerts { job, runbooks } => Ok(Outcome::done(alerts::rules(job, runbooks))),
         AdviseCommand::Calibrate(args) => {
             load_settings().and_then(|settings| calibrate::run(args, settings.config()))
         }

@@ -1,39 +1,27 @@
-//! `fastpaca migrate`, `fastpaca archive` and `fastpaca restore`: the archive's schema, what it holds beside what the
-//! cluster holds, and a cluster made of it.
-
-use std::path::PathBuf;
-use std::time::Duration;
+//! `fastpaca migrate`, `fastpaca archive` and `fastpaca restore --from-postgres`: the archive's schema, what it holds
+//! beside what the cluster holds, and a cluster made of it.
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use futures_util::future::BoxFuture;
 use http::Method;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::client::{Client, ClientError};
-use crate::archive::{self, Log, Target};
+use super::client::{ATTEMPTS_APART, ATTEMPTS_MAX, Client, ClientError, NodeArgs, encoded};
+use super::listing::Listing;
+use super::progress;
+use crate::archive::{self, Log, Restored, Target};
 use crate::config::Config;
 use crate::conversation::ConversationId;
 use crate::shards::DigestPage;
 
 const NO_URL: &str = "FASTPACA_POSTGRES_URL is not set";
-/// Conversations listed at a time.
-const IDS_AT_A_TIME: usize = 500;
-/// How often a node that cannot take a piece just now is asked again, and how long apart.
-const ATTEMPTS_MAX: usize = 30;
-const ATTEMPTS_APART: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct ArchiveArgs {
-    /// Ask this node [default: the one of FASTPACA_LISTEN, on this machine].
-    #[arg(long, global = true, value_name = "URL")]
-    url: Option<String>,
-
-    /// Trust what the certificates in this PEM file signed, for https [default: FASTPACA_TLS_CA].
-    #[arg(long, global = true, value_name = "PATH")]
-    ca: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArgs,
 
     #[command(subcommand)]
     command: ArchiveCommand,
@@ -49,22 +37,6 @@ enum ArchiveCommand {
     },
 }
 
-#[derive(Debug, Args)]
-pub(super) struct RestoreArgs {
-    /// From the archive in FASTPACA_POSTGRES_URL.
-    #[arg(long, required = true)]
-    from_postgres: bool,
-    /// Into the cluster of this node [default: the one of FASTPACA_LISTEN, on this machine].
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// Trust what the certificates in this PEM file signed, for https [default: FASTPACA_TLS_CA].
-    #[arg(long, value_name = "PATH")]
-    ca: Option<PathBuf>,
-    /// Which cluster's archive, when the database holds several.
-    #[arg(long, value_name = "ID", value_parser = cluster_id)]
-    cluster: Option<u128>,
-}
-
 /// Brings the archive's schema up to date; answers what to print.
 pub(super) async fn migrate(config: &Config) -> Result<String, String> {
     archive::migrate(postgres(config)?).await
@@ -75,9 +47,7 @@ pub(super) async fn run(args: &ArchiveArgs, config: &Config) -> Result<String, S
     let ArchiveCommand::Verify { conversation } = &args.command;
     let only = conversation.as_deref().map(ConversationId::parse).transpose();
     let only = only.map_err(|error| error.to_string())?;
-    let node = Node(
-        Client::new(args.url.as_deref(), args.ca.as_deref(), config).map_err(|error| error.to_string())?,
-    );
+    let node = Node(args.node.client(config).map_err(|error| error.to_string())?);
     let cluster = node.cluster().await?;
     let findings = archive::verify(postgres(config)?, cluster, &node, only.as_ref()).await?;
     match findings.different {
@@ -86,11 +56,16 @@ pub(super) async fn run(args: &ArchiveArgs, config: &Config) -> Result<String, S
     }
 }
 
-pub(super) async fn restore(args: &RestoreArgs, config: &Config) -> Result<String, String> {
-    let node = Node(
-        Client::new(args.url.as_deref(), args.ca.as_deref(), config).map_err(|error| error.to_string())?,
-    );
-    let restored = archive::restore(postgres(config)?, args.cluster, &node, &mut |_| {}).await?;
+/// Fills the cluster of this node from the archive; answers what to print.
+pub(super) async fn restore(
+    client: Client,
+    cluster: Option<u128>,
+    config: &Config,
+) -> Result<String, String> {
+    let bar = progress::counting("restoring", None);
+    let mut progress = |restored: Restored| bar.set_position(restored.versions);
+    let restored = archive::restore(postgres(config)?, cluster, &Node(client), &mut progress).await?;
+    bar.finish_and_clear();
     Ok(format!("restored {} conversations with {} versions\n", restored.conversations, restored.versions))
 }
 
@@ -98,7 +73,7 @@ fn postgres(config: &Config) -> Result<&str, String> {
     config.postgres_url.as_ref().map(|url| url.expose()).ok_or_else(|| NO_URL.to_owned())
 }
 
-fn cluster_id(text: &str) -> Result<u128, String> {
+pub(super) fn cluster_id(text: &str) -> Result<u128, String> {
     uuid::Uuid::parse_str(text).map(|id| id.as_u128()).map_err(|error| error.to_string())
 }
 
@@ -122,20 +97,10 @@ impl Log for Node {
         after: Option<&'a ConversationId>,
     ) -> BoxFuture<'a, Result<Vec<ConversationId>, String>> {
         Box::pin(async move {
-            let mut cursor = after.map(|id| id.as_str().to_owned());
-            loop {
-                let from = cursor.as_deref().map(|id| format!("&cursor={}", encoded(id))).unwrap_or_default();
-                let page = self.ask(&format!("/v1/conversations?limit={IDS_AT_A_TIME}{from}")).await?;
-                let listed = page["conversations"].as_array().into_iter().flatten();
-                let ids = listed.filter_map(|conversation| conversation["id"].as_str());
-                let ids: Result<Vec<_>, _> = ids.map(ConversationId::parse).collect();
-                let ids = ids.map_err(|error| error.to_string())?;
-                match page["next_cursor"].as_str() {
-                    // A page may be empty with more to come.
-                    Some(next) if ids.is_empty() => cursor = Some(next.to_owned()),
-                    _ => return Ok(ids),
-                }
-            }
+            let mut listing = Listing::of(&self.0).after(after.map(ConversationId::as_str));
+            let page = listing.next().await?.unwrap_or_default();
+            let ids = page.iter().filter_map(|conversation| conversation["id"].as_str());
+            ids.map(|id| ConversationId::parse(id).map_err(|error| error.to_string())).collect()
         })
     }
 
@@ -189,8 +154,4 @@ impl Target for Node {
             }
         })
     }
-}
-
-fn encoded(text: &str) -> impl std::fmt::Display {
-    utf8_percent_encode(text, NON_ALPHANUMERIC)
 }

@@ -1,25 +1,17 @@
 //! `fastpaca cluster`: shows the cluster and changes who is in it, by asking one of its nodes.
 
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 use http::Method;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use super::client::{Client, ClientError};
+use super::client::{ClientError, NodeArgs, encoded};
 use crate::config::Config;
 
 /// What is asked, and of whom.
 #[derive(Debug, Args)]
 pub(super) struct ClusterArgs {
-    /// Ask this node [default: the one of FASTPACA_LISTEN, on this machine].
-    #[arg(long, global = true, value_name = "URL")]
-    url: Option<String>,
-
-    /// Trust what the certificates in this PEM file signed, for https [default: FASTPACA_TLS_CA].
-    #[arg(long, global = true, value_name = "PATH")]
-    ca: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArgs,
 
     #[command(subcommand)]
     command: ClusterCommand,
@@ -43,7 +35,7 @@ enum ClusterCommand {
 
 /// Asks, and answers what to print.
 pub(super) async fn run(args: &ClusterArgs, config: &Config) -> Result<String, ClientError> {
-    let client = Client::new(args.url.as_deref(), args.ca.as_deref(), config)?;
+    let client = args.node.client(config)?;
     match &args.command {
         ClusterCommand::Status { json } => {
             let status = client.ask(Method::GET, "/v1/cluster").await?;
@@ -65,10 +57,6 @@ pub(super) async fn run(args: &ClusterArgs, config: &Config) -> Result<String, C
             Ok(format!("{name} is no member any more\n"))
         }
     }
-}
-
-fn encoded(name: &str) -> impl std::fmt::Display {
-    utf8_percent_encode(name, NON_ALPHANUMERIC)
 }
 
 fn node<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {

@@ -79,12 +79,13 @@ pub(super) async fn changed(node: &Node, known: u64) {
 fn load_blocking(group: &Group) -> Result<Option<Arc<Document>>, DocumentError> {
     let newest =
         EventRange { from_seq: 1, to_seq: u64::MAX, newest_first: true, limit: 1, limit_bytes: u64::MAX };
+    let reading = group.store.reading();
     let found = group.store.read(&id(), |c, history| {
         plan_events(c, &id(), history, &newest).map(|events| (c.version(), events))
     })?;
     let Some((version, events)) = found.transpose().map_err(StoreError::from)? else { return Ok(None) };
     let Some(event) = events.first() else { return Ok(None) };
-    let bodies = group.store.bodies(&[event.location])?;
+    let bodies = group.store.bodies(&reading, &[event.location])?;
     let body = std::str::from_utf8(&bodies[0]).map_err(|e| DocumentError::Shape(e.to_string()))?;
     Ok(Some(Arc::new(Document { version, state: decode_body(body)? })))
 }

@@ -109,6 +109,11 @@ impl Cluster {
         self.0.cluster.lock().map(|ClusterId(id)| id)
     }
 
+    /// Whether every node of the cluster speaks this version of the peer protocol or a newer one, as far as is known here.
+    pub fn speaks(&self, protocol: u16) -> bool {
+        self.0.document.borrow().as_ref().is_some_and(|document| document.state.all_speak(protocol))
+    }
+
     /// Starts to meet others, within the runtime of requests. `placement` gets who hosts what, as soon as that is known.
     pub fn start(
         settings: ClusterSettings,

@@ -159,6 +159,11 @@ impl ClusterState {
         ClusterState { cluster, nodes, groups }
     }
 
+    /// Whether every node speaks this version of the peer protocol or a newer one.
+    pub fn all_speak(&self, protocol: u16) -> bool {
+        self.nodes.values().all(|node| node.protocol.1 >= protocol)
+    }
+
     pub fn encode(&self) -> String {
         let position = |node: NodeId| self.nodes.range(..node).count();
         let short = |replica: &Replica| (replica.id, position(replica.node), replica.role as u8);

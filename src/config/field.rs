@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{EstimatorSpec, LogFormat, Secret};
+use super::{EstimatorSpec, LogFormat, RunAs, Secret};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -26,6 +26,7 @@ pub(super) enum Field<'a> {
     Path(&'a mut PathBuf),
     /// A file that may be named.
     File(&'a mut Option<PathBuf>),
+    RunAs(&'a mut Option<RunAs>),
     Address(&'a mut SocketAddr),
     /// `host:port`, which may be set.
     Host(&'a mut Option<String>),
@@ -34,11 +35,17 @@ pub(super) enum Field<'a> {
     Secrets(&'a mut Vec<Secret>),
     /// Of a database, with a password in it.
     Url(&'a mut Option<Secret>),
+    /// `http://host:port`, which may be set.
+    Collector(&'a mut Option<String>),
+    /// Of a node.
+    NodeUrl(&'a mut Option<String>),
     Flag(&'a mut bool),
     Filter(&'a mut String),
     LogFormat(&'a mut LogFormat),
     Count(&'a mut usize, RangeInclusive<u64>),
     Rate(&'a mut u64, RangeInclusive<u64>),
+    /// A number that may be set.
+    Bound(&'a mut Option<u64>, RangeInclusive<u64>),
     Size(&'a mut u64, RangeInclusive<u64>),
     Millis(&'a mut Duration, RangeInclusive<u64>),
 }
@@ -54,12 +61,15 @@ impl Field<'_> {
             Field::Name(name) => **name = parse_name(raw)?,
             Field::Path(path) => **path = parse_path(raw)?,
             Field::File(path) => **path = Some(parse_path(raw)?),
+            Field::RunAs(user) => **user = Some(parse_run_as(raw)?),
             Field::Host(host) => **host = Some(parse_host(raw)?),
             Field::Hosts(hosts) => **hosts = raw.split(',').map(parse_host).collect::<Result<_, _>>()?,
             Field::Address(address) => **address = raw.parse().map_err(|_| Rejected)?,
             Field::Estimator(spec) => **spec = raw.parse().map_err(|_| Rejected)?,
             Field::Secrets(secrets) => **secrets = parse_secrets(raw)?,
             Field::Url(url) => **url = Some(parse_url(raw)?),
+            Field::Collector(url) => **url = Some(parse_collector(raw)?),
+            Field::NodeUrl(url) => **url = Some(parse_node_url(raw)?),
             Field::Flag(flag) => **flag = parse_flag(raw)?,
             Field::Filter(filter) => **filter = parse_filter(raw)?,
             Field::LogFormat(format) => **format = parse_log_format(raw)?,
@@ -67,6 +77,7 @@ impl Field<'_> {
                 **count = usize::try_from(parse_number(raw, range)?).map_err(|_| Rejected)?;
             }
             Field::Rate(rate, range) => **rate = parse_number(raw, range)?,
+            Field::Bound(bound, range) => **bound = Some(parse_number(raw, range)?),
             Field::Size(bytes, range) => **bytes = parse_size(raw, range)?,
             Field::Millis(duration, range) => **duration = Duration::from_millis(parse_number(raw, range)?),
         }
@@ -78,18 +89,21 @@ impl Field<'_> {
         match self {
             Field::Name(_) => "1 to 64 characters of A-Z a-z 0-9 . _ -".to_owned(),
             Field::Path(_) | Field::File(_) => "a path".to_owned(),
+            Field::RunAs(_) => "UID:GID, two numbers from 1 to 4294967294".to_owned(),
             Field::Host(_) => format!("HOST:PORT, {HOSTS}"),
             Field::Hosts(_) => format!("comma-separated HOST:PORT, {HOSTS}"),
             Field::Address(_) => "an IP address and port, such as 0.0.0.0:4000 or [::]:4000".to_owned(),
             Field::Estimator(_) => EstimatorSpec::accepted(),
             Field::Secrets(_) => "comma-separated keys of 1 to 256 visible ASCII characters".to_owned(),
             Field::Url(_) => "postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned(),
+            Field::Collector(_) => format!("http://HOST:PORT, {HOSTS}"),
+            Field::NodeUrl(_) => "http://HOST:PORT or https://HOST:PORT".to_owned(),
             Field::Flag(_) => "true or false".to_owned(),
             Field::Filter(_) => {
                 format!("comma-separated LEVEL or MODULE=LEVEL, with LEVEL one of {}", LEVELS.join(", "))
             }
             Field::LogFormat(_) => "json or text".to_owned(),
-            Field::Count(_, range) | Field::Rate(_, range) => {
+            Field::Count(_, range) | Field::Rate(_, range) | Field::Bound(_, range) => {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
             Field::Size(_, range) => {
@@ -109,17 +123,21 @@ impl Field<'_> {
             Field::Name(text) | Field::Filter(text) => quote(text),
             Field::Path(path) => quote(&path.to_string_lossy()),
             Field::File(path) => quote(&path.as_deref().unwrap_or(Path::new("")).to_string_lossy()),
+            Field::RunAs(user) => quote(&user.map(|user| user.to_string()).unwrap_or_default()),
             Field::Host(host) => quote(host.as_deref().unwrap_or_default()),
             Field::Hosts(hosts) => quote(&hosts.join(",")),
             Field::Address(address) => quote(&address.to_string()),
             Field::Estimator(spec) => quote(&spec.to_string()),
             Field::Secrets(secrets) => quote(&vec!["***"; secrets.len()].join(",")),
             Field::Url(url) => quote(if url.is_some() { "***" } else { "" }),
+            Field::Collector(url) => quote(url.as_deref().unwrap_or_default()),
+            Field::NodeUrl(url) => quote(url.as_deref().unwrap_or_default()),
             Field::Flag(flag) => flag.to_string(),
             Field::LogFormat(LogFormat::Json) => quote("json"),
             Field::LogFormat(LogFormat::Text) => quote("text"),
             Field::Count(count, _) => count.to_string(),
             Field::Rate(rate, _) => rate.to_string(),
+            Field::Bound(bound, _) => bound.map_or_else(|| quote(""), |bound| bound.to_string()),
             Field::Size(bytes, _) => match show_size(**bytes) {
                 text if text.ends_with('B') => quote(&text),
                 plain => plain,
@@ -184,6 +202,13 @@ fn parse_path(raw: &str) -> Result<PathBuf, Rejected> {
     if raw.is_empty() || raw.contains('\0') { Err(Rejected) } else { Ok(PathBuf::from(raw)) }
 }
 
+/// Root is nobody to go on as, and the last number means "as it is" to the system.
+fn parse_run_as(raw: &str) -> Result<RunAs, Rejected> {
+    let (uid, gid) = raw.split_once(':').ok_or(Rejected)?;
+    let id = |raw: &str| parse_number(raw, &(1..=u64::from(u32::MAX) - 1)).map(|id| id as u32);
+    Ok(RunAs { uid: id(uid)?, gid: id(gid)? })
+}
+
 /// `name:4000`, `10.0.0.1:4000` or `[fd00::1]:4000`.
 fn parse_host(raw: &str) -> Result<String, Rejected> {
     let raw = raw.trim();
@@ -212,6 +237,18 @@ fn parse_secrets(raw: &str) -> Result<Vec<Secret>, Rejected> {
 fn parse_url(raw: &str) -> Result<Secret, Rejected> {
     let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| raw.starts_with(scheme));
     if is_url && raw.bytes().all(|b| b.is_ascii_graphic()) { Ok(Secret::new(raw)) } else { Err(Rejected) }
+}
+
+/// No TLS, no path: the collector is expected beside the node.
+fn parse_collector(raw: &str) -> Result<String, Rejected> {
+    let host = raw.strip_prefix("http://").ok_or(Rejected)?;
+    parse_host(host.strip_suffix('/').unwrap_or(host)).map(|host| format!("http://{host}"))
+}
+
+/// The port may be missing; the client says what else is wrong with it.
+fn parse_node_url(raw: &str) -> Result<String, Rejected> {
+    let is_url = ["http://", "https://"].iter().any(|scheme| raw.starts_with(scheme));
+    if is_url && raw.bytes().all(|b| b.is_ascii_graphic()) { Ok(raw.to_owned()) } else { Err(Rejected) }
 }
 
 /// Stricter than the logging library, which takes a misspelt level for a module and then logs nothing.

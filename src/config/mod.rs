@@ -64,12 +64,27 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A user and a group, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunAs {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl fmt::Display for RunAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
+}
+
 /// Everything a node can be told. The meaning, default and range of each field is in the settings table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Empty only before [`Settings::prepare`] took it from the data directory.
     pub node_name: String,
     pub data_dir: PathBuf,
+    /// For a process that is root.
+    pub run_as: Option<RunAs>,
     pub listen: SocketAddr,
     /// 0 = one per core.
     pub worker_threads: usize,
@@ -78,9 +93,13 @@ pub struct Config {
     /// Empty = no authentication.
     pub api_keys: Vec<Secret>,
     pub metrics_public: bool,
+    pub console: bool,
 
     pub log: String,
     pub log_format: LogFormat,
+    /// `http://host:port`. None = no traces.
+    pub otlp_endpoint: Option<String>,
+    pub otlp_sample_one_in: u64,
 
     /// `host:port` each. Empty = a cluster of one, until others join through this node.
     pub cluster_seeds: Vec<String>,
@@ -117,6 +136,10 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     pub checkpoint_bytes: u64,
     pub checkpoint_interval: Duration,
+    pub reclaim_interval: Duration,
+    /// 100 = nothing is reclaimed.
+    pub reclaim_dead_percent: usize,
+    pub reclaim_bytes_per_second: u64,
     pub record_cache_bytes: u64,
     pub message_cache_bytes: u64,
     pub window_cache_bytes: u64,
@@ -127,7 +150,12 @@ pub struct Config {
     pub postgres_pool_size: usize,
     pub flush_interval: Duration,
     pub flush_batch_size: usize,
+    /// `None` = all.
+    pub tail_keep: Option<u64>,
     pub migrate: bool,
+
+    /// Whom commands ask. `None` = the node of `listen`.
+    pub url: Option<String>,
 }
 
 impl Config {
@@ -136,13 +164,17 @@ impl Config {
         Config {
             node_name: String::new(),
             data_dir: PathBuf::new(),
+            run_as: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 0)),
             worker_threads: 0,
             token_estimator: EstimatorSpec::chars(4),
             api_keys: Vec::new(),
             metrics_public: true,
+            console: true,
             log: String::new(),
             log_format: LogFormat::Json,
+            otlp_endpoint: None,
+            otlp_sample_one_in: 1,
             cluster_seeds: Vec::new(),
             cluster_secrets: Vec::new(),
             advertise_addr: None,
@@ -169,6 +201,9 @@ impl Config {
             disk_reserve_bytes: 0,
             checkpoint_bytes: 0,
             checkpoint_interval: Duration::ZERO,
+            reclaim_interval: Duration::ZERO,
+            reclaim_dead_percent: 0,
+            reclaim_bytes_per_second: 0,
             record_cache_bytes: 0,
             message_cache_bytes: 0,
             window_cache_bytes: 0,
@@ -177,7 +212,9 @@ impl Config {
             postgres_pool_size: 0,
             flush_interval: Duration::ZERO,
             flush_batch_size: 0,
+            tail_keep: None,
             migrate: true,
+            url: None,
         }
     }
 
@@ -217,6 +254,13 @@ impl Config {
         if self.max_connections_per_address > self.max_connections {
             let rule = format!("at most max_connections ({})", self.max_connections);
             return refuse("max_connections_per_address", self.max_connections_per_address as u64, rule);
+        }
+        if let (Some(keep), None) = (self.tail_keep, &self.postgres_url) {
+            return refuse(
+                "tail_keep",
+                keep,
+                "unset, because postgres_url is: what is trimmed must be archived".into(),
+            );
         }
         self.check_tls()
     }

@@ -62,11 +62,12 @@ pub(super) fn position(key: &str) -> usize {
 
 const NODE: &str = "Node";
 const ACCESS: &str = "Access";
-const LOGS: &str = "Logs";
+const LOGS: &str = "Logs and traces";
 const CLUSTER: &str = "Cluster";
 const LIMITS: &str = "Limits";
 const STORAGE: &str = "Storage";
 const ARCHIVE: &str = "Archive";
+const COMMANDS: &str = "Commands";
 
 /// In the order of the documentation.
 pub(super) static SETTINGS: &[Setting] = &[
@@ -85,6 +86,15 @@ pub(super) static SETTINGS: &[Setting] = &[
         example: "",
         doc: "Where the node keeps everything it must not lose. The container image sets /data.",
         field: |c| Field::Path(&mut c.data_dir),
+    },
+    Setting {
+        section: NODE,
+        key: "run_as",
+        default: None,
+        example: "10001:10001",
+        doc: "What a server that is started as root goes on as, after giving data_dir to it. Unset, or started \
+              as anybody else: it stays who it is. The container image sets 10001:10001.",
+        field: |c| Field::RunAs(&mut c.run_as),
     },
     Setting {
         section: NODE,
@@ -129,6 +139,14 @@ pub(super) static SETTINGS: &[Setting] = &[
         field: |c| Field::Flag(&mut c.metrics_public),
     },
     Setting {
+        section: ACCESS,
+        key: "console",
+        default: Some("true"),
+        example: "",
+        doc: "Whether /console serves the operator's page. The page needs no key, all that it shows does.",
+        field: |c| Field::Flag(&mut c.console),
+    },
+    Setting {
         section: LOGS,
         key: "log",
         default: Some("info,openraft=error,sled=warn"),
@@ -144,6 +162,23 @@ pub(super) static SETTINGS: &[Setting] = &[
         example: "",
         doc: "One JSON object a line, or text for people.",
         field: |c| Field::LogFormat(&mut c.log_format),
+    },
+    Setting {
+        section: LOGS,
+        key: "otlp_endpoint",
+        default: None,
+        example: "http://127.0.0.1:4318",
+        doc: "Collector that traces are sent to, as OTLP over HTTP with JSON. Set it on all nodes. Unset: no traces.",
+        field: |c| Field::Collector(&mut c.otlp_endpoint),
+    },
+    Setting {
+        section: LOGS,
+        key: "otlp_sample_one_in",
+        default: Some("1"),
+        example: "",
+        doc: "Of the requests that bring no `traceparent` header, one in so many is traced. Those that bring one say \
+              so themselves.",
+        field: |c| Field::Rate(&mut c.otlp_sample_one_in, COUNT),
     },
     Setting {
         section: CLUSTER,
@@ -357,6 +392,33 @@ pub(super) static SETTINGS: &[Setting] = &[
     },
     Setting {
         section: STORAGE,
+        key: "reclaim_interval_ms",
+        default: Some("60000"),
+        example: "",
+        doc: "How often it is looked whether segments of the journal can be reclaimed, if anything was appended. A look \
+              that takes long, since the index is large, is followed by a rest of nine times as long.",
+        field: |c| Field::Millis(&mut c.reclaim_interval, 100..=86_400_000),
+    },
+    Setting {
+        section: STORAGE,
+        key: "reclaim_dead_percent",
+        default: Some("50"),
+        example: "",
+        doc: "The oldest segments are reclaimed when this much of their size is gained by it: what they hold of live \
+              messages, and all records, are written anew first. Lower keeps the disk smaller and writes more. 100: \
+              nothing is reclaimed.",
+        field: |c| Field::Count(&mut c.reclaim_dead_percent, 10..=100),
+    },
+    Setting {
+        section: STORAGE,
+        key: "reclaim_bytes_per_second",
+        default: Some("32MiB"),
+        example: "",
+        doc: "What reclaiming reads of the index and writes to the journal in a second, at most.",
+        field: |c| Field::Size(&mut c.reclaim_bytes_per_second, 64 * KIB..=64 * GIB),
+    },
+    Setting {
+        section: STORAGE,
         key: "record_cache_bytes",
         default: Some("48MiB"),
         example: "",
@@ -422,11 +484,29 @@ pub(super) static SETTINGS: &[Setting] = &[
     },
     Setting {
         section: ARCHIVE,
+        key: "tail_keep",
+        default: None,
+        example: "1000",
+        doc: "Newest events of a conversation that stay in its log; older ones are trimmed once they are archived and no \
+              window shows them, and are then read from the archive. Needs postgres_url. Unset: all stay.",
+        field: |c| Field::Bound(&mut c.tail_keep, 0..=1_000_000_000),
+    },
+    Setting {
+        section: ARCHIVE,
         key: "migrate",
         default: Some("true"),
         example: "",
         doc: "Whether the server brings the schema of the archive up to date when it starts. With false it only checks \
               it, and `fastpaca migrate` is what changes it.",
         field: |c| Field::Flag(&mut c.migrate),
+    },
+    Setting {
+        section: COMMANDS,
+        key: "url",
+        default: None,
+        example: "http://127.0.0.1:4000",
+        doc: "The node that commands ask, unless `--url` names one. Unset: the one of `listen`, on this machine. The \
+              server has no use for it.",
+        field: |c| Field::NodeUrl(&mut c.url),
     },
 ];

@@ -101,6 +101,9 @@ fn an_error_names_the_setting_the_value_and_what_is_accepted() {
         "{text}"
     );
 
+    let text = message(None, [("FASTPACA_TAIL_KEEP", "50")]);
+    assert!(text.starts_with("FASTPACA_TAIL_KEEP") && text.contains("because postgres_url is"), "{text}");
+
     let text = message(None, [("FASTPACA_LOG", "inof")]);
     assert!(text.contains("\"inof\"") && text.contains("LEVEL"), "{text}");
 }

@@ -37,8 +37,8 @@ pub struct Effects {
     /// Runs that left the record and must be kept by the store from now on.
     pub sealed_events: Vec<EventRun>,
     pub sealed_changes: Vec<ChangeRun>,
-    /// A key to remember, with its number.
-    pub idempotency_put: Option<(u64, [u8; 16], IdempotencyRecord)>,
+    /// Keys to remember, with their numbers.
+    pub idempotency_put: Vec<(u64, [u8; 16], IdempotencyRecord)>,
     /// Keys to forget.
     pub idempotency_remove: Vec<(u64, [u8; 16])>,
 }
@@ -51,7 +51,7 @@ impl Effects {
             changed: false,
             sealed_events: Vec::new(),
             sealed_changes: Vec::new(),
-            idempotency_put: None,
+            idempotency_put: Vec::new(),
             idempotency_remove: Vec::new(),
         }
     }
@@ -70,7 +70,8 @@ pub fn apply(
     outside: &dyn Outside,
 ) -> Result<Effects, HistoryError> {
     if let Action::Restore(piece) = &command.action {
-        return Ok(restore::apply(conversation, index, command.now_ms, piece, locations));
+        let stamp = (&command.id, command.now_ms);
+        return restore::apply(conversation, index, stamp, piece, locations, outside);
     }
     let Some(current) = conversation else {
         let Action::Put { token_budget, trigger_ratio, policy, metadata } = &command.action else {
@@ -237,7 +238,7 @@ impl ChangeTo<'_> {
         Ok(Effects {
             changed: !messages.is_empty(),
             sealed_events,
-            idempotency_put: remembered.put,
+            idempotency_put: remembered.put.into_iter().collect(),
             idempotency_remove: remembered.remove,
             ..Effects::reply(reply)
         })

@@ -48,7 +48,7 @@ pub enum Action {
         if_version: Option<u64>,
     },
     Tombstone,
-    /// Brings versions back from an archive.
+    /// Brings versions back from an archive or a backup.
     Restore(Restore),
 }
 
@@ -79,6 +79,7 @@ const APPEND: u8 = 2;
 const COMPACT: u8 = 3;
 const TOMBSTONE: u8 = 4;
 const RESTORE: u8 = 5;
+const RESTORE_WITH_KEYS: u8 = 6;
 
 impl Command {
     /// The bytes that go into the log. Bodies are copied once, their checksums computed here.
@@ -116,7 +117,7 @@ impl Command {
             }
             Action::Tombstone => out.u8(TOMBSTONE),
             Action::Restore(restore) => {
-                out.u8(RESTORE);
+                out.u8(if restore.keys.is_some() { RESTORE_WITH_KEYS } else { RESTORE });
                 restore.write(&mut out);
             }
         }
@@ -150,7 +151,10 @@ impl Command {
                 replacement: read_messages(&mut input, base, &mut locations)?,
             },
             TOMBSTONE => Action::Tombstone,
-            RESTORE => Action::Restore(Restore::read(&mut input, base, &mut locations)?),
+            kind @ (RESTORE | RESTORE_WITH_KEYS) => {
+                let has_keys = kind == RESTORE_WITH_KEYS;
+                Action::Restore(Restore::read(&mut input, has_keys, base, &mut locations)?)
+            }
             other => return Err(CodecError::UnknownOrdinal { what: "action", value: other.into() }),
         };
         input.expect_end()?;

@@ -112,6 +112,12 @@ impl<'a> Changes<'a> {
         Ok(Chunk::Sealed(run))
     }
 
+    /// The newest seq as of `version`, which the conversation must have reached.
+    pub(super) fn last_seq_at(&self, version: u64) -> Result<u64, HistoryError> {
+        // Creation is the one change that versions do not count.
+        Ok((version + 1).saturating_sub(self.chunk(self.chunk_at(version)?)?.count_up_to(version)))
+    }
+
     /// The number of the chunk that holds the newest change up to `version`.
     pub(super) fn chunk_at(&self, version: u64) -> Result<u64, HistoryError> {
         let begins_by = |chunk: &[Change]| chunk.first().is_some_and(|first| first.version <= version);

@@ -124,6 +124,19 @@ impl KeyWindow {
         Ok(Ok(Remembered { put: Some((number, key, record)), remove }))
     }
 
+    /// Counts keys that another cluster remembered, in their order, and numbers them.
+    pub(super) fn restore(
+        &mut self,
+        keys: &[([u8; 16], IdempotencyRecord)],
+    ) -> Vec<(u64, [u8; 16], IdempotencyRecord)> {
+        if let (true, Some((_, oldest))) = (self.is_empty(), keys.first()) {
+            self.oldest_ms = oldest.at_ms;
+        }
+        let first = self.next;
+        self.next += keys.len() as u64;
+        (first..).zip(keys).map(|(number, (key, record))| (number, *key, *record)).collect()
+    }
+
     /// Takes the oldest keys out that need not be kept at `now_ms`, once there are enough of them.
     fn outdated(
         &mut self,

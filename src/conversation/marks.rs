@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::codec::{CodecError, Reader, Writer};
 use super::command::{Command, FrameLocation};
 use super::message::Location;
+use super::trims::{self, Trims};
 use super::{Conversation, ConversationId};
 
 /// Most marks in one entry: applying it loads as many records under the group's lock.
@@ -82,15 +83,17 @@ pub enum Entry {
     /// With the location of every message body, in order.
     Command(Command, Vec<Location>),
     Marks(Marks),
+    Trims(Trims),
 }
 
 impl Entry {
     /// Reads an entry back, given where its encoding lies.
     pub fn decode(bytes: Bytes, base: FrameLocation) -> Result<Entry, CodecError> {
-        if bytes.first() == Some(&FORMAT) {
-            return Marks::decode(bytes).map(Entry::Marks);
+        match bytes.first() {
+            Some(&FORMAT) => Marks::decode(bytes).map(Entry::Marks),
+            Some(&trims::FORMAT) => Trims::decode(bytes).map(Entry::Trims),
+            _ => Command::decode(bytes, base).map(|(command, locations)| Entry::Command(command, locations)),
         }
-        Command::decode(bytes, base).map(|(command, locations)| Entry::Command(command, locations))
     }
 }
 

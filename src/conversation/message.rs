@@ -21,6 +21,12 @@ impl Location {
     pub(super) fn forget_place(&mut self) {
         (self.segment, self.offset) = (0, 0);
     }
+
+    /// Whether the bytes lie in this node's journal. Those of a trimmed message do not: the archive has them. (No body
+    /// lies at the beginning of a segment, where its header is.)
+    pub fn is_placed(&self) -> bool {
+        (self.segment, self.offset) != (0, 0)
+    }
 }
 
 /// The distinctions planning makes between roles.

@@ -22,6 +22,7 @@ mod reply_codec;
 mod restore;
 mod runs;
 mod state;
+mod trims;
 mod window;
 
 pub use apply::{Effects, Outside, apply};
@@ -46,9 +47,10 @@ pub use policy::{
 };
 pub use render::render_edited;
 pub use reply::{Description, Refusal, Reply, Status};
-pub use restore::{Restore, RestoreEnd, RestoredVersion};
+pub use restore::{Restore, RestoreEnd, RestoredKeys, RestoredVersion};
 pub use runs::{Change, ChangeKind, ChangeRun, EVENT_RUN, EventRun, History, HistoryError, Summary, run_of};
 pub use state::{Conversation, MAX_METADATA_BYTES, MAX_SUMMARIES, MAX_SUMMARY_MESSAGES, unarchived};
+pub use trims::{MAX_TRIMS, Standing, Trim, Trims};
 pub use window::{
     Edit, LeftOut, PartEdit, PlanError, PlannedMessage, Reason, Segment, WindowPlan, WindowQuery, plan_window,
 };

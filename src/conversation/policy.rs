@@ -140,6 +140,15 @@ impl Policy {
         Ok(Policy { json, strategy, pairing, trigger_ratio: within_config.or(beside_config) })
     }
 
+    /// Reads a policy that a client sends now, and checks what its strategy does not use too, so that a client learns of
+    /// a mistake before it switches. Policies that are stored may have such mistakes.
+    pub fn parse_new(json: Bytes) -> Result<Policy, InvalidPolicy> {
+        let policy = Policy::parse(json)?;
+        let value: Value = serde_json::from_slice(&policy.json).map_err(|_| InvalidPolicy::NotJson)?;
+        value.get("config").and_then(Value::as_object).map_or(Ok(Vec::new()), skip_kinds)?;
+        Ok(policy)
+    }
+
     /// The JSON object, as received.
     pub fn json(&self) -> &Bytes {
         &self.json
@@ -221,7 +230,7 @@ fn strategy(policy: &Map<String, Value>, config: &Map<String, Value>) -> Result<
         None | Some(Value::Null) => "last_n",
         Some(name) => name.as_str().ok_or(EXPECTED)?,
     };
-    // Checked for every strategy, so that a client learns of a mistake before it switches.
+    // Checked for every strategy; see `parse_new`.
     let bounds = Bounds {
         limit: at_least_one(config, "limit", "policy.config.limit")?.unwrap_or(DEFAULT_LIMIT),
         max_tokens: at_least_one(config, "max_tokens", "policy.config.max_tokens")?,
@@ -330,6 +339,17 @@ mod tests {
         assert_eq!(parsed, Policy::default());
         assert_eq!(parsed.strategy(), Policy::default().strategy());
         assert_eq!(parse("{}").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn a_new_policy_is_checked_whole_and_a_stored_one_is_not() {
+        let bad = br#"{"strategy":"last_n","config":{"skip_kinds":[3]}}"#;
+        assert!(Policy::parse(Bytes::from_static(bad)).is_ok());
+        let refused = Policy::parse_new(Bytes::from_static(bad)).unwrap_err();
+        assert!(refused.to_string().starts_with("policy.config.skip_kinds"), "{refused}");
+        for good in [DEFAULT_POLICY, "{}", r#"{"config":{"skip_kinds":["tool"]}}"#, r#"{"config":null}"#] {
+            assert!(Policy::parse_new(Bytes::copy_from_slice(good.as_bytes())).is_ok(), "{good}");
+        }
     }
 
     #[test]

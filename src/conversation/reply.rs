@@ -63,6 +63,10 @@ pub enum Reply {
     Marked {
         moved: u32,
     },
+    /// To trims; how many messages they took out of the journal's keeping.
+    Trimmed {
+        events: u64,
+    },
     /// To a restored piece; the version it led to.
     Restored {
         version: u64,

@@ -14,6 +14,7 @@ const TOMBSTONED: u8 = 3;
 const REFUSED: u8 = 4;
 const MARKED: u8 = 5;
 const RESTORED: u8 = 6;
+const TRIMMED: u8 = 7;
 
 const NOT_FOUND: u8 = 0;
 const CONFLICT: u8 = 1;
@@ -55,6 +56,10 @@ impl Reply {
                 out.u8(MARKED);
                 out.varint((*moved).into());
             }
+            Reply::Trimmed { events } => {
+                out.u8(TRIMMED);
+                out.varint(*events);
+            }
             Reply::Restored { version } => {
                 out.u8(RESTORED);
                 out.varint(*version);
@@ -79,6 +84,7 @@ impl Reply {
             COMPACTED => Reply::Compacted { version: input.varint()? },
             TOMBSTONED => Reply::Tombstoned { changed: input.flag()? },
             MARKED => Reply::Marked { moved: input.varint_u32()? },
+            TRIMMED => Reply::Trimmed { events: input.varint()? },
             RESTORED => Reply::Restored { version: input.varint()? },
             REFUSED => Reply::Refused(read_refusal(&mut input)?),
             other => return Err(CodecError::UnknownOrdinal { what: "reply", value: other.into() }),

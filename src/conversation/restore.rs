@@ -1,20 +1,21 @@
 //! Restoring a conversation: its versions written again as they were, piece by piece, with the stamps they had.
 //!
-//! A piece names the version it follows and is refused anywhere else, so that sending one again does no harm. What
-//! archives do not keep does not come back: idempotency keys, and metadata older than the newest.
+//! A piece names the version it follows, and its keys how many there are before them, and is refused anywhere else, so that
+//! sending one again does no harm. Archives keep no keys; nobody keeps metadata older than the newest.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Conversation;
-use super::apply::{ChangeTo, Effects};
+use super::apply::{ChangeTo, Effects, Outside};
 use super::codec::{CodecError, Reader, Writer};
 use super::command::{FrameLocation, read_messages, read_some, write_messages, write_some};
+use super::idempotency::{IdempotencyRecord, MAX_KEYS};
 use super::message::{Location, NewMessage};
 use super::policy::{Settings, read_settings, write_settings};
 use super::reply::{Refusal, Reply};
-use super::runs::ChangeKind;
+use super::runs::{ChangeKind, HistoryError};
+use super::{Conversation, ConversationId};
 
 /// Versions that follow each other.
 #[derive(Clone, PartialEq, Debug)]
@@ -22,6 +23,7 @@ pub struct Restore {
     /// The version they follow; `None` when the first of them creates the conversation.
     pub after: Option<u64>,
     pub versions: Vec<RestoredVersion>,
+    pub keys: Option<RestoredKeys>,
     /// With the last piece: what the conversation was besides.
     pub end: Option<RestoreEnd>,
 }
@@ -44,6 +46,14 @@ pub enum RestoredVersion {
         replacement: Vec<NewMessage>,
     },
     Tombstoned,
+}
+
+/// Idempotency keys in the order of their requests, which the versions up to here hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestoredKeys {
+    /// How many are restored before these.
+    pub after: u64,
+    pub keys: Vec<([u8; 16], IdempotencyRecord)>,
 }
 
 /// What no version tells.
@@ -104,10 +114,20 @@ impl Restore {
             out.bytes(&end.metadata);
             out.varint(end.updated_at_ms);
         });
+        if let Some(RestoredKeys { after, keys }) = &self.keys {
+            out.varint(*after);
+            out.count(keys.len());
+            for (key, record) in keys {
+                out.raw(key);
+                out.bytes(&record.encode());
+            }
+        }
     }
 
+    /// `has_keys` says whether keys were written.
     pub(super) fn read(
         input: &mut Reader,
+        has_keys: bool,
         base: FrameLocation,
         locations: &mut Vec<Location>,
     ) -> Result<Restore, CodecError> {
@@ -137,7 +157,19 @@ impl Restore {
         let end = read_some(input, |input| {
             Ok(RestoreEnd { metadata: input.bytes()?, updated_at_ms: input.varint()? })
         })?;
-        Ok(Restore { after, versions, end })
+        let keys = if has_keys { Some(RestoredKeys::read(input)?) } else { None };
+        Ok(Restore { after, versions, keys, end })
+    }
+}
+
+impl RestoredKeys {
+    fn read(input: &mut Reader) -> Result<RestoredKeys, CodecError> {
+        let after = input.varint()?;
+        let mut keys = Vec::new();
+        for _ in 0..input.count()? {
+            keys.push((input.digest()?, IdempotencyRecord::decode(input.bytes()?)?));
+        }
+        Ok(RestoredKeys { after, keys })
     }
 }
 
@@ -145,23 +177,29 @@ impl Restore {
 pub(super) fn apply(
     conversation: &mut Option<Conversation>,
     index: u64,
-    now_ms: u64,
+    (id, now_ms): (&ConversationId, u64),
     restore: &Restore,
     mut locations: &[Location],
-) -> Effects {
-    let current = conversation.as_ref().map(Conversation::version);
-    if current != restore.after {
-        return match (current, restore.after) {
-            (None, _) => Effects::refused(Refusal::NotFound),
-            (Some(current), after) => {
-                Effects::refused(Refusal::Conflict { expected: after.unwrap_or(0), current })
-            }
-        };
+    outside: &dyn Outside,
+) -> Result<Effects, HistoryError> {
+    let current = conversation.as_ref();
+    let version = current.map(Conversation::version);
+    let held = current.map_or(0, |conversation| conversation.keys.len());
+    let follows = restore.keys.as_ref().is_none_or(|keys| keys.after == held);
+    if version != restore.after || !follows {
+        return Ok(Effects::refused(match version {
+            None => Refusal::NotFound,
+            Some(current) => Refusal::Conflict { expected: restore.after.unwrap_or(0), current },
+        }));
     }
-    if let Err(refusal) = check(conversation.as_ref(), restore) {
-        return Effects::refused(refusal);
+    let checked = check(current, restore);
+    if let Err(refusal) = checked.and_then(|after| check_keys(restore, after)) {
+        return Ok(Effects::refused(refusal));
     }
-    let mut effects = Effects::reply(Reply::Restored { version: current.unwrap_or(0) });
+    if is_any_known(id, restore, outside)? {
+        return Ok(Effects::refused(invalid("a restored idempotency key is known already")));
+    }
+    let mut effects = Effects::reply(Reply::Restored { version: version.unwrap_or(0) });
     for version in &restore.versions {
         match (version, &mut *conversation) {
             (RestoredVersion::Created(settings), slot) => {
@@ -177,40 +215,76 @@ pub(super) fn apply(
         }
     }
     if let Some(conversation) = conversation {
+        if let Some(restored) = &restore.keys {
+            effects.idempotency_put = conversation.keys.restore(&restored.keys);
+            conversation.changed_index = index;
+        }
         if let Some(end) = &restore.end {
             conversation.metadata = Bytes::copy_from_slice(&end.metadata);
             conversation.updated_at_ms = end.updated_at_ms;
             conversation.changed_index = index;
         }
         effects.reply = Reply::Restored { version: conversation.version };
-        effects.changed = !restore.versions.is_empty() || restore.end.is_some();
+        effects.changed = !restore.versions.is_empty() || restore.keys.is_some() || restore.end.is_some();
     }
-    effects
+    Ok(effects)
 }
 
-/// Creation comes first and only then; summaries fit the log as it is by then.
-fn check(conversation: Option<&Conversation>, restore: &Restore) -> Result<(), Refusal> {
-    let invalid = |message: &str| Err(Refusal::InvalidRange { message: message.to_owned(), covering: None });
+fn invalid(message: &str) -> Refusal {
+    Refusal::InvalidRange { message: message.to_owned(), covering: None }
+}
+
+/// Creation comes first and only then; summaries fit the log as it is by then. Answers the last seq after the piece.
+fn check(conversation: Option<&Conversation>, restore: &Restore) -> Result<u64, Refusal> {
     let mut last_seq = conversation.map_or(0, Conversation::last_seq);
     for (at, version) in restore.versions.iter().enumerate() {
         let creates = matches!(version, RestoredVersion::Created(_));
         if creates != (at == 0 && conversation.is_none()) {
-            return invalid("a restored conversation begins with its creation");
+            return Err(invalid("a restored conversation begins with its creation"));
         }
         match version {
             RestoredVersion::Events { messages, .. } => last_seq += messages.len() as u64,
             RestoredVersion::Compaction { from_seq, to_seq, .. }
                 if *from_seq == 0 || from_seq > to_seq || *to_seq > last_seq =>
             {
-                return invalid("a restored summary does not lie within the log");
+                return Err(invalid("a restored summary does not lie within the log"));
             }
             _ => {}
         }
     }
     if conversation.is_none() && restore.versions.is_empty() {
-        return invalid("a restored conversation begins with its creation");
+        return Err(invalid("a restored conversation begins with its creation"));
+    }
+    Ok(last_seq)
+}
+
+/// Keys stand for events that are there, and are no more than a conversation may have.
+fn check_keys(restore: &Restore, last_seq: u64) -> Result<(), Refusal> {
+    let Some(RestoredKeys { after, keys }) = &restore.keys else { return Ok(()) };
+    let is_there = |record: &IdempotencyRecord| record.first_seq + u64::from(record.count) - 1 <= last_seq;
+    if !keys.iter().all(|(_, record)| is_there(record)) {
+        return Err(invalid("a restored idempotency key stands for events that are not there"));
+    }
+    if after.saturating_add(keys.len() as u64) > MAX_KEYS {
+        return Err(invalid("more idempotency keys are restored than a conversation may have"));
     }
     Ok(())
+}
+
+/// Whether a key is remembered already or comes twice: forgetting one of the two would lose the other.
+fn is_any_known(id: &ConversationId, restore: &Restore, outside: &dyn Outside) -> Result<bool, HistoryError> {
+    let Some(RestoredKeys { keys, .. }) = &restore.keys else { return Ok(false) };
+    let mut sorted: Vec<&[u8; 16]> = keys.iter().map(|(key, _)| key).collect();
+    sorted.sort_unstable();
+    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Ok(true);
+    }
+    for key in sorted {
+        if outside.get(id, key)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl ChangeTo<'_> {
@@ -278,9 +352,14 @@ mod tests {
         let end = RestoreEnd { metadata: Bytes::from_static(br#"{"n":1.50}"#), updated_at_ms: at_ms };
         let rest = vec![events(100, 140), compaction, RestoredVersion::Metadata, RestoredVersion::Tombstoned];
         [
-            Restore { after: None, versions: vec![RestoredVersion::Created(Arc::default())], end: None },
-            Restore { after: Some(0), versions: vec![events(0, 100)], end: None },
-            Restore { after: Some(100), versions: rest, end: Some(end) },
+            Restore {
+                after: None,
+                versions: vec![RestoredVersion::Created(Arc::default())],
+                keys: None,
+                end: None,
+            },
+            Restore { after: Some(0), versions: vec![events(0, 100)], keys: None, end: None },
+            Restore { after: Some(100), versions: rest, keys: None, end: Some(end) },
         ]
     }
 
@@ -300,6 +379,44 @@ mod tests {
         assert_eq!(current.describe(), real.current().describe());
     }
 
+    fn key(number: u8) -> ([u8; 16], IdempotencyRecord) {
+        let record = IdempotencyRecord { first_seq: 1, count: 140, version: 140, body: [1; 16], at_ms: 5 };
+        ([number; 16], record)
+    }
+
+    fn keys_piece(after: u64, keys: Vec<([u8; 16], IdempotencyRecord)>) -> Action {
+        let keys = Some(RestoredKeys { after, keys });
+        Action::Restore(Restore { after: Some(143), versions: Vec::new(), keys, end: None })
+    }
+
+    #[test]
+    fn keys_are_known_again() {
+        let mut restored = Harness::new();
+        pieces(1).into_iter().for_each(|piece| drop(restored.apply(Action::Restore(piece))));
+        let refused = |reply: Reply| assert!(matches!(reply, Reply::Refused(_)), "{reply:?}");
+        let is_restored = |reply: Reply| assert_eq!(reply, Reply::Restored { version: 143 });
+        refused(restored.apply(keys_piece(1, vec![key(1)])));
+        is_restored(restored.apply(keys_piece(0, vec![key(1), key(2)])));
+        // The same once more, a key that is known, one that comes twice, and one that stands for more than there is.
+        refused(restored.apply(keys_piece(0, vec![key(1), key(2)])));
+        refused(restored.apply(keys_piece(2, vec![key(2)])));
+        refused(restored.apply(keys_piece(2, vec![key(3), key(3)])));
+        let mut beyond = key(3);
+        beyond.1.count = 141;
+        refused(restored.apply(keys_piece(2, vec![beyond])));
+        is_restored(restored.apply(keys_piece(2, vec![key(3)])));
+        assert_eq!(restored.current().key_numbers(), 0..3);
+        let again = |key: [u8; 16], body| Action::Append {
+            messages: vec![text(1)],
+            idempotency: Some(super::super::Idempotency { key, body }),
+            if_version: None,
+        };
+        let known = restored.apply(again([3; 16], [1; 16]));
+        assert!(matches!(known, Reply::Appended { first_seq: 1, last_seq: 140, deduped: true, .. }));
+        let other = restored.apply(again([3; 16], [2; 16]));
+        assert_eq!(other, Reply::Refused(Refusal::IdempotencyConflict));
+    }
+
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut restored = Harness::new();
@@ -307,13 +424,19 @@ mod tests {
         let refused = |reply: Reply| assert!(matches!(reply, Reply::Refused(_)), "{reply:?}");
         refused(restored.apply(Action::Restore(events)));
         refused(restored.apply(Action::Restore(Restore { after: None, ..rest.clone() })));
-        refused(restored.apply(Action::Restore(Restore { after: None, versions: Vec::new(), end: None })));
+        refused(restored.apply(Action::Restore(Restore {
+            after: None,
+            versions: Vec::new(),
+            keys: None,
+            end: None,
+        })));
         restored.apply(Action::Restore(created.clone()));
         refused(restored.apply(Action::Restore(Restore { after: Some(0), ..created })));
         let beyond = rest.versions[1].clone();
         refused(restored.apply(Action::Restore(Restore {
             after: Some(0),
             versions: vec![beyond],
+            keys: None,
             end: None,
         })));
     }

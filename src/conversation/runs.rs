@@ -94,9 +94,22 @@ impl EventRun {
         Ok(EventRun { first_seq, metas: metas.into_boxed_slice() })
     }
 
-    /// Shows every location to `visit`, which may move it.
+    /// Shows every location that has a place to `visit`, which may move it.
     pub fn visit_locations(&mut self, visit: &mut dyn FnMut(&mut Location)) {
-        self.metas.iter_mut().for_each(|meta| visit(&mut meta.location));
+        let locations = self.metas.iter_mut().map(|meta| &mut meta.location);
+        locations.filter(|location| location.is_placed()).for_each(visit);
+    }
+
+    /// The run without the places of its messages. What planning needs is kept.
+    pub(super) fn trimmed(mut self) -> EventRun {
+        self.visit_locations(&mut Location::forget_place);
+        self
+    }
+
+    /// The run with `first` as its first message.
+    pub(super) fn beginning_with(mut self, first: &MessageMeta) -> EventRun {
+        self.metas[0].clone_from(first);
+        self
     }
 
     /// Equal on replicas that hold the same messages, wherever they keep them.

@@ -17,6 +17,7 @@ use super::reply::{Description, Status};
 use super::runs::{
     Change, ChangeKind, EVENT_RUN, MAX_COUNT, Summary, metas_heap_bytes, read_changes, write_changes,
 };
+use super::trims::Standing;
 
 /// Most summaries a conversation has at once; compacting over some of them makes room.
 pub const MAX_SUMMARIES: usize = 1_000;
@@ -27,6 +28,8 @@ pub const MAX_METADATA_BYTES: usize = 64 * 1024;
 
 /// Format 2 added the archived version; records of format 1 have none.
 const FORMAT: u8 = 2;
+/// Also tells how far the conversation is trimmed. Others are written as before, for nodes that know no trimming.
+const FORMAT_TRIMMED: u8 = 3;
 
 /// One conversation as of the last applied command.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +44,8 @@ pub struct Conversation {
     pub(super) changed_index: u64,
     /// The archive holds everything up to this version; nothing yet, if `None`.
     pub(super) archived_version: Option<u64>,
+    /// Messages up to this seq lie in the archive alone; a multiple of [`EVENT_RUN`].
+    pub(super) trimmed_seq: u64,
     /// Active summaries by position.
     pub(super) summaries: Vec<Summary>,
     /// The first message, when it is a system message: it stays in the window.
@@ -68,6 +73,7 @@ impl Conversation {
             updated_at_ms: at_ms,
             changed_index: index,
             archived_version: None,
+            trimmed_seq: 0,
             summaries: Vec::new(),
             leading_system: None,
             open: Vec::new(),
@@ -107,6 +113,11 @@ impl Conversation {
     /// The newest version that the archive is known to hold, with everything before it; `None` while it holds nothing.
     pub fn archived_version(&self) -> Option<u64> {
         self.archived_version
+    }
+
+    /// Messages up to this seq are read from the archive; 0 while nothing was trimmed.
+    pub fn trimmed_seq(&self) -> u64 {
+        self.trimmed_seq
     }
 
     /// How many versions the archive lacks.
@@ -197,7 +208,8 @@ impl Conversation {
     }
 
     pub fn encode(&self) -> Bytes {
-        let mut out = Writer::new(FORMAT, 256 + self.metadata.len() + 20 * self.open.len());
+        let format = if self.trimmed_seq > 0 { FORMAT_TRIMMED } else { FORMAT };
+        let mut out = Writer::new(format, 256 + self.metadata.len() + 20 * self.open.len());
         out.u8(match self.status {
             Status::Active => 0,
             Status::Tombstoned => 1,
@@ -208,6 +220,9 @@ impl Conversation {
         out.varint(self.updated_at_ms);
         out.varint(self.changed_index);
         out.optional(self.archived_version);
+        if format == FORMAT_TRIMMED {
+            out.varint(self.trimmed_seq);
+        }
         out.bytes(&self.metadata);
         out.varint(self.sealed_change_runs);
         out.varint(self.sealed_changes);
@@ -223,7 +238,7 @@ impl Conversation {
     }
 
     pub fn decode(bytes: Bytes) -> Result<Conversation, CodecError> {
-        let (mut input, format) = Reader::up_to(bytes, FORMAT)?;
+        let (mut input, format) = Reader::up_to(bytes, FORMAT_TRIMMED)?;
         let input = &mut input;
         let status = match input.u8()? {
             0 => Status::Active,
@@ -236,6 +251,10 @@ impl Conversation {
         let updated_at_ms = input.varint()?;
         let changed_index = input.varint()?;
         let archived_version = if format >= 2 { input.optional()? } else { None };
+        let trimmed_seq = if format >= FORMAT_TRIMMED { input.varint()? } else { 0 };
+        if (format == FORMAT_TRIMMED) != (trimmed_seq > 0) {
+            return Err(CodecError::Invalid("trim frontier"));
+        }
         // A copy: a slice would keep the whole encoded record alive.
         let metadata = Bytes::copy_from_slice(&input.bytes()?);
         let sealed_change_runs = input.varint()?;
@@ -258,6 +277,7 @@ impl Conversation {
             updated_at_ms,
             changed_index,
             archived_version,
+            trimmed_seq,
             summaries,
             leading_system,
             open,
@@ -271,15 +291,17 @@ impl Conversation {
         Ok(conversation)
     }
 
-    /// Version and archived version of an encoded record, whose beginning is enough.
-    pub fn peek_archived(beginning: Bytes) -> Result<(u64, Option<u64>), CodecError> {
-        let (mut input, format) = Reader::up_to(beginning, FORMAT)?;
+    /// How far the archive is with an encoded record, whose beginning is enough.
+    pub fn peek(beginning: Bytes) -> Result<Standing, CodecError> {
+        let (mut input, format) = Reader::up_to(beginning, FORMAT_TRIMMED)?;
         input.u8()?;
-        let version = input.varint()?;
-        for _ in ["last seq", "created", "updated", "changed"] {
+        let (version, last_seq) = (input.varint()?, input.varint()?);
+        for _ in ["created", "updated", "changed"] {
             input.varint()?;
         }
-        Ok((version, if format >= 2 { input.optional()? } else { None }))
+        let archived_version = if format >= 2 { input.optional()? } else { None };
+        let trimmed_seq = if format >= FORMAT_TRIMMED { input.varint()? } else { 0 };
+        Ok(Standing { version, last_seq, archived_version, trimmed_seq })
     }
 
     /// What every other function here relies on.
@@ -303,6 +325,9 @@ impl Conversation {
         }
         if self.archived_version > Some(self.version) {
             return Err(CodecError::Invalid("archived version"));
+        }
+        if self.trimmed_seq > sealed || !self.trimmed_seq.is_multiple_of(EVENT_RUN) {
+            return Err(CodecError::Invalid("trim frontier"));
         }
         if (self.sealed_changes == 0) != (self.sealed_change_runs == 0) {
             return Err(CodecError::Invalid("change runs"));

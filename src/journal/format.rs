@@ -28,7 +28,7 @@ pub(super) const FRAME_HEADER_BYTES: usize = 16;
 /// The newest format version, which is the one written.
 pub(super) const FORMAT_VERSION: u16 = 1;
 /// Segment numbers start here, so that 0 can mean "none".
-pub(super) const FIRST_SEGMENT: u32 = 1;
+pub const FIRST_SEGMENT: u32 = 1;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"FPJOURNL";
 /// Contains bytes that no JSON text contains, so that a client's message cannot look like a batch.

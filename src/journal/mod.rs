@@ -43,9 +43,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 pub use batch::{Completion, Draft};
-pub use disk::{Disk, RealDisk};
+pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{AppendError, OpenError, VisitError};
-pub use format::{FrameKind, Position};
+pub use format::{FIRST_SEGMENT, FrameKind, Position};
 pub use options::{BatchReport, Observer, OnPoison, Options, Unobserved};
 pub use queue::{Class, Space};
 pub use recovery::{Recovery, ScanFrom, TornTail};
@@ -74,12 +74,36 @@ struct Inner {
     removing: Mutex<()>,
 }
 
-/// The bytes of (a part of) a payload straight from its file, for visitors: during recovery there is no handle yet.
-/// Does not verify.
-pub fn read_payload(disk: &dyn Disk, at: Position, len: u32) -> io::Result<Bytes> {
-    let mut buffer = vec![0; len as usize];
-    disk.open(&format::segment_file(at.segment))?.read_at(&mut buffer, u64::from(at.offset))?;
-    Ok(buffer.into())
+/// Payloads straight from their files, for visitors: during recovery there is no handle yet.
+pub struct Payloads {
+    disk: Arc<dyn Disk>,
+    /// The file read last.
+    open: Mutex<Option<(u32, Arc<dyn DiskFile>)>>,
+}
+
+impl Payloads {
+    /// Of the journal on `disk`.
+    pub fn of(disk: Arc<dyn Disk>) -> Self {
+        Payloads { disk, open: Mutex::default() }
+    }
+
+    /// The bytes of (a part of) a payload. Does not verify.
+    pub fn read(&self, at: Position, len: u32) -> io::Result<Bytes> {
+        let mut open = self.open.lock();
+        let file = match &*open {
+            Some((segment, file)) if *segment == at.segment => Arc::clone(file),
+            _ => self.disk.open(&format::segment_file(at.segment))?,
+        };
+        let mut buffer = vec![0; len as usize];
+        file.read_at(&mut buffer, u64::from(at.offset))?;
+        *open = Some((at.segment, file));
+        Ok(buffer.into())
+    }
+}
+
+/// The oldest segment there is on a disk.
+pub fn oldest_segment(disk: &dyn Disk) -> io::Result<Option<u32>> {
+    Ok(disk.list()?.iter().filter_map(|name| format::parse_segment_file(name)).min())
 }
 
 /// What the journal holds at a moment.

@@ -63,6 +63,9 @@ impl Collector for Room {
     }
 }
 
+/// Where the kernel says what there is of memory.
+pub(crate) const MEMINFO: &str = "/proc/meminfo";
+
 /// The smallest of what the machine has and what control groups allow. Zero where neither can be read.
 fn available_memory_bytes() -> f64 {
     let own_group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -74,13 +77,14 @@ fn available_memory_bytes() -> f64 {
         "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned(),
     ];
     let limits = limits.iter().filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<f64>().ok());
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_memory_bytes(&text));
+    let machine = fs::read_to_string(MEMINFO).ok().and_then(|text| meminfo_bytes(&text, "MemTotal"));
     limits.chain(machine).reduce(f64::min).unwrap_or(0.0)
 }
 
-fn total_memory_bytes(meminfo: &str) -> Option<f64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1_024.0)
+/// A figure of [`MEMINFO`].
+pub(crate) fn meminfo_bytes(meminfo: &str, name: &str) -> Option<f64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(value.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1_024.0)
 }
 
 #[cfg(test)]
@@ -97,6 +101,6 @@ mod tests {
             let value = family.get_metric()[0].get_gauge().get_value();
             assert!(value >= 1.0, "{} {value}", family.name());
         }
-        assert_eq!(total_memory_bytes("MemTotal:       1024 kB\nMemFree: 1 kB\n"), Some(1_048_576.0));
+        assert_eq!(meminfo_bytes("MemTotal:       1024 kB\nMemFree: 1 kB\n", "MemTotal"), Some(1_048_576.0));
     }
 }

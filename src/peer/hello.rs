@@ -22,7 +22,9 @@ use super::secrets::{KEYS_MAX, KeyId, Tag};
 pub(crate) const HANDSHAKE_BYTES_MAX: usize = 4 << 10;
 /// The lowest and the highest protocol version this build speaks. A version that raises the highest keeps the one
 /// before, so that nodes can be upgraded one after the other.
-pub const PROTOCOLS: (u16, u16) = (1, 1);
+pub const PROTOCOLS: (u16, u16) = (1, 2);
+/// From this version on a node knows what trimmed conversations are, in logs, snapshots and answers.
+pub const KNOWS_TRIMS: u16 = 2;
 
 const MAGIC: &[u8; 4] = b"FPCP";
 const FORMAT: u8 = 1;

@@ -39,7 +39,7 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::tls::{Dialler, TlsError};
 
-pub use hello::PROTOCOLS;
+pub use hello::{KNOWS_TRIMS, PROTOCOLS};
 pub use hello::{Reason, Refusal};
 pub use links::{LinkInfo, LinkState};
 pub use peers::Peers;

@@ -127,6 +127,9 @@ impl Checkpointer {
         for slot in self.slots.iter() {
             let (Some(group), Some(persisted)) = (slot.group(), slot.store.persisted()) else { continue };
             let cutoff = if group.is_sole_voter() { end } else { cutoff };
+            if slot.log.is_imaged() {
+                continue;
+            }
             let Some(upto) = slot.log.with(|log| log.last_before(cutoff, persisted.index)) else { continue };
             // The snapshot names the durable checkpoint; openraft purges nothing beyond it. An error here means that
             // the group has stopped, which its own failure reports.

@@ -17,9 +17,10 @@ use super::network::Network;
 use super::node::StartError;
 use super::read_barrier::{ReadBarrier, ReadFailure};
 use super::state_machine::StateMachine;
-use super::types::{Host, Proposal, ReplicaId, TypeConfig};
+use super::types::{Answered, Host, Proposal, ReplicaId, TypeConfig};
 use crate::conversation::Reply;
 use crate::store::{Failure, GroupStore};
+use crate::trace::{self, Kind, Span};
 
 /// Bounds of openraft's election timeout, of which only the upper one matters here: it is the lease within which a
 /// voter that heard from a leader grants no other a vote. Elections are started by the node.
@@ -168,9 +169,26 @@ impl Group {
             // It may still believe to lead: refusing now is safe to retry, a proposal that hangs is not.
             return Err(WriteFailure::NotLeader);
         }
+        let mut span = trace::begin("raft", Kind::Internal);
+        if let Some(span) = &mut span {
+            span.set("fastpaca.group", self.number());
+        }
+        let replicating = self.replicate(command);
+        trace::within(span.as_ref(), replicating).await.inspect_err(|_| span.iter_mut().for_each(Span::fail))
+    }
+
+    async fn replicate(&self, command: Bytes) -> Result<Reply, WriteFailure> {
         for _ in 0..LEASE_RENEWALS_MAX {
             match self.raft.client_write(Proposal { command: command.clone(), at: None }).await {
-                Ok(response) => return response.data.ok_or_else(|| WriteFailure::Unknown("no reply".into())),
+                Ok(response) => {
+                    let Answered { reply, times } = response.data;
+                    if let (Some((begun, ended)), Some(mut span)) =
+                        (times, trace::begin("apply", Kind::Internal))
+                    {
+                        span.at(begun, ended);
+                    }
+                    return reply.ok_or_else(|| WriteFailure::Unknown("no reply".into()));
+                }
                 // Only this error means that nothing was appended; LogEntryDiscarded, which also names a leader,
                 // does not.
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {

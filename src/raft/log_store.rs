@@ -17,6 +17,7 @@ use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 
 use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, ImportBegin};
+use super::image::ImageState;
 use super::rpc::ENTRY_OVERHEAD_BYTES;
 use super::types::{Entry, Host, LogId, Membership, Proposal, ReplicaId, TypeConfig, Vote};
 use crate::journal::{Class, Completion, Draft, FrameKind, Journal, Position};
@@ -30,9 +31,9 @@ const REPLICATE_BYTES_MAX: usize = 1 << 20;
 /// The log of one group. Clones share it: openraft's writer, its readers and the state machine.
 #[derive(Clone)]
 pub(crate) struct LogStore {
-    group: u16,
+    pub(super) group: u16,
     journal: Journal,
-    state: Arc<Mutex<GroupLog>>,
+    pub(super) state: Arc<Mutex<GroupLog>>,
 }
 
 /// What the journal holds of one group's log, as far as it is retained.
@@ -49,7 +50,11 @@ pub(crate) struct GroupLog {
     import_from: Option<Position>,
     /// Where those of an installed snapshot begin that the index does not durably hold yet.
     installed_from: Option<Position>,
+    pub(super) image: ImageState,
 }
+
+/// An entry on its way to be applied.
+pub(crate) type Logged = (LogId, EntryPayload<Proposal, ReplicaId, Host>);
 
 #[derive(Debug, Clone)]
 struct Slot {
@@ -137,14 +142,27 @@ impl GroupLog {
         }
     }
 
-    /// Committed entries from index `from` on, as far as they are here. Only for entries not yet applied.
-    pub(crate) fn committed_from(&self, from: u64) -> Vec<(LogId, EntryPayload<Proposal, ReplicaId, Host>)> {
+    /// The first retained entry from index `from` on, if it is known to be committed.
+    pub(crate) fn first_committed_from(&self, from: u64) -> Option<u64> {
         let end = self.committed.map_or(0, |id| id.index + 1);
-        let slots = self.range(from, end);
-        slots
-            .iter()
-            .map(|slot| (slot.log_id, slot.entry(slot.payload().unwrap_or_default()).payload))
-            .collect()
+        self.range(from, end).first().map(|slot| slot.log_id.index)
+    }
+
+    /// Committed entries from index `from` on, as far as they are here. `read` gets the payloads that are not in memory.
+    pub(crate) fn committed_from(
+        &self,
+        from: u64,
+        read: &dyn Fn(Position, u32) -> io::Result<Bytes>,
+    ) -> io::Result<Vec<Logged>> {
+        let end = self.committed.map_or(0, |id| id.index + 1);
+        let entries = self.range(from, end).into_iter().map(|slot| {
+            let entry = match &slot.body {
+                SlotBody::Command { bytes: None, len } => slot.entry(read(slot.command_at(), *len)?),
+                _ => slot.entry(slot.payload().unwrap_or_default()),
+            };
+            Ok((slot.log_id, entry.payload))
+        });
+        entries.collect()
     }
 
     /// Drops the payloads of entries up to `index`: the journal still has them.
@@ -264,6 +282,7 @@ impl LogStore {
     /// The index holds the snapshot.
     pub(crate) fn end_import(&self) {
         let mut state = self.state.lock();
+        state.image = ImageState::Allowed;
         let from = state.import_from.take();
         state.installed_from = state.installed_from.or(from);
     }

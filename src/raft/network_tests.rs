@@ -22,7 +22,7 @@ use super::rpc::{Wanted, method};
 use super::service::{Hosted, RaftService, Target};
 use super::snapshot::Installed;
 use super::state_machine::StateMachine;
-use super::tests::{CACHES, append, compact, dump, id, journal_options, open_disk, put};
+use super::tests::{CACHES, append, compact, dump, id, journal_options, narrow, open_disk, put, trim};
 use super::types::{Host, Proposal};
 use crate::conversation::{Action, Command, ConversationId, Mark, Marks};
 use crate::journal::{Disk, Journal};
@@ -197,8 +197,13 @@ impl TestNode {
             self.write(n, append(&texts, Some(key))).await;
         }
         self.write(n, compact("summary")).await;
-        let marks = Marks::new(vec![Mark { id: id(n), archived_version: 120 }]);
+        let marks = Marks::new(vec![Mark { id: id(n), archived_version: 140 }]);
         self.propose(marks.encode()).await;
+        if n % 2 == 1 {
+            self.write(n, narrow()).await;
+            self.propose(trim(n)).await;
+            assert_eq!(self.target.store.read(&id(n), |c, _| c.trimmed_seq()).unwrap(), Some(128));
+        }
     }
 
     fn last_index(&self) -> u64 {

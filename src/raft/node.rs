@@ -16,6 +16,9 @@ use super::heartbeat::{self, Heartbeats};
 use super::liveness::Liveness;
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
+#[cfg(test)]
+use super::reclaim::{ReclaimError, Reclaimed};
+use super::reclaim::{ReclaimSettings, Reclaimer};
 use super::recovery::{self, RecoveryError, RecoverySettings};
 use super::service::{RaftService, Running};
 use super::slots::{Slot, Slots};
@@ -39,6 +42,7 @@ pub struct NodeSettings {
     pub checkpoint_interval: Duration,
     /// What the node sends of snapshots, to all others together.
     pub snapshot_bytes_per_second: u64,
+    pub reclaim: ReclaimSettings,
 }
 
 /// Why a node did not start.
@@ -79,6 +83,7 @@ pub struct Node {
     heartbeats: Arc<Heartbeats>,
     config: Arc<Config>,
     checkpointer: Arc<Checkpointer>,
+    reclaimer: Arc<Reclaimer>,
     failure: Failure,
     stop: CancellationToken,
     services: TaskTracker,
@@ -108,12 +113,22 @@ impl Node {
         });
         let slots = Arc::new(Slots::new(files));
         let liveness = Arc::new(Liveness::default());
-        let checkpointer = Checkpointer::new(
+        let checkpointer = Arc::new(Checkpointer::new(
             recovered.journal.clone(),
             recovered.shared.clone(),
             slots.clone(),
             boot_id,
             segment_bytes,
+        ));
+        let stop = CancellationToken::new();
+        let reclaimer = Reclaimer::new(
+            recovered.shared.clone(),
+            journal.clone(),
+            slots.clone(),
+            checkpointer.clone(),
+            settings.reclaim,
+            failure.clone(),
+            stop.clone(),
         );
         let node = Self {
             journal: recovered.journal,
@@ -125,9 +140,10 @@ impl Node {
             network: Network::new(Arc::new(network), settings.snapshot_bytes_per_second),
             liveness,
             config: group::config(),
-            checkpointer: Arc::new(checkpointer),
+            checkpointer,
+            reclaimer: Arc::new(reclaimer),
             failure,
-            stop: CancellationToken::new(),
+            stop,
             services: TaskTracker::new(),
         };
         for slot in node.slots.iter().filter(|slot| slot.log.with(|log| log.replica) != 0) {
@@ -218,9 +234,17 @@ impl Node {
         self.journal.admit(Class::Data) != Err(AppendError::Full)
     }
 
-    /// Writes a checkpoint now; a failure stops the node.
+    /// Writes a checkpoint now, unless the node has failed; failing at it stops the node.
     pub async fn checkpoint(&self) {
-        self.checkpointer.checkpoint(&self.failure).await;
+        if !self.failure.is_raised() {
+            self.checkpointer.checkpoint(&self.failure).await;
+        }
+    }
+
+    /// Reclaims what is worth it of the journal now.
+    #[cfg(test)]
+    pub(crate) async fn reclaim(&self) -> Result<Option<Reclaimed>, ReclaimError> {
+        self.reclaimer.pass().await
     }
 
     /// Ends like a crash as far as the index is concerned: the journal is flushed, nothing else.
@@ -235,9 +259,7 @@ impl Node {
         self.stop.cancel();
         self.services.close();
         self.services.wait().await;
-        if !self.failure.is_raised() {
-            self.checkpoint().await;
-        }
+        self.checkpoint().await;
         for group in self.slots.running() {
             if let Err(error) = group.raft.shutdown().await {
                 warn!(event = "raft_shutdown_failed", group = group.number(), %error);
@@ -271,6 +293,7 @@ impl Node {
             self.failure.clone(),
             stop(),
         ));
+        self.services.spawn(self.reclaimer.clone().serve());
         self.services.spawn(self.elections.clone().serve(stop()));
         let (slots, journal, shared) = (self.slots.clone(), self.journal.clone(), self.shared.clone());
         self.services.spawn(sample(slots, journal, shared, stop()));

@@ -35,7 +35,7 @@ impl Pace {
     }
 
     /// Returns once `bytes` may be sent; in the order of the calls.
-    async fn take(&self, bytes: usize) {
+    pub(crate) async fn take(&self, bytes: usize) {
         let start = {
             let mut free_at = self.free_at.lock();
             let now = Instant::now();

@@ -101,6 +101,7 @@ impl StateMachine {
             GroupSnapshot::Local(source) => self.copy(source).await?,
         };
         let commit = encode_commit(at, &meta.last_membership);
+        self.log.bar_image();
         self.log.write_synced(FrameKind::ImportCommit, &commit).await?;
         let (base, frames) = import.committed();
         let membership = commit[codec::SOME_LOG_ID_BYTES..].to_vec().into();

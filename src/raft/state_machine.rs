@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
@@ -11,9 +12,10 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use super::codec;
 use super::log_store::LogStore;
 use super::snapshot::{self, GroupSnapshot, Snapshot, SnapshotMeta};
-use super::types::{LeaderId, LogId, Proposal, StoredMembership, TypeConfig};
+use super::types::{Answered, LeaderId, LogId, Proposal, StoredMembership, TypeConfig};
 use crate::conversation::{FrameLocation, Reply};
 use crate::store::{Applied, Failure, GroupStore, StoreError};
+use crate::trace;
 
 /// Applies one group's committed entries.
 pub(crate) struct StateMachine {
@@ -73,10 +75,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let mut applied: Option<(u64, u64)> = None;
         while let Some((entry, responder)) = entries.try_next().await? {
             let log_id = entry.log_id();
+            let begun = trace::is_on().then(SystemTime::now);
             let reply = apply_entry(&self.store, &log_id, entry.payload).map_err(|e| self.fatal(e))?;
             applied = Some((applied.map_or(log_id.index, |range| range.0), log_id.index));
             if let Some(responder) = responder {
-                responder.send(reply);
+                let times = begun.map(|begun| (begun, SystemTime::now()));
+                responder.send(Answered { reply, times });
             }
         }
         if let Some((from, upto)) = applied {

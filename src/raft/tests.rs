@@ -13,18 +13,19 @@ use super::group::Group;
 use super::log_store::{GroupLog, LogStore};
 use super::network::NoPeers;
 use super::node::{Node, NodeSettings};
+use super::reclaim::ReclaimSettings;
 use super::recovery::RecoverySettings;
 use super::state_machine::StateMachine;
 use super::types::TypeConfig;
 use crate::conversation::{
-    Action, Command, ConversationId, EventRange, Idempotency, Mark, Marks, NewMessage, PartKind, PartMeta,
-    Reply, RoleKind, ToolRef, plan_events,
+    Action, Command, ConversationId, EventRange, Idempotency, Location, Mark, Marks, NewMessage, PartKind,
+    PartMeta, Policy, Reply, RoleKind, ToolRef, Trim, Trims, plan_events,
 };
 use crate::journal::{Disk, Journal, OpenError, Options, RealDisk, ScanFrom};
 use crate::metrics::Metrics;
 use crate::store::{Batch, CacheSizes, Failure, GroupStore, Index, Shared, SledIndex, StoreError};
 
-const GROUPS: u16 = 4;
+pub(super) const GROUPS: u16 = 4;
 const REPLICA: u64 = 1;
 pub(super) const CACHES: CacheSizes = CacheSizes { records: 1 << 20, messages: 1 << 20 };
 
@@ -33,6 +34,10 @@ pub(super) fn journal_options() -> Options {
     options.segment_bytes = 1 << 20;
     options.reserve_bytes = 0;
     options
+}
+
+pub(super) fn reclaim_settings() -> ReclaimSettings {
+    ReclaimSettings { bytes_per_second: 1 << 30, dead_percent: 50, interval: Duration::from_secs(3_600) }
 }
 
 struct SuiteBuilder;
@@ -73,7 +78,7 @@ pub(super) fn open_disk(dir: &Path) -> Arc<RealDisk> {
     }
 }
 
-async fn start(dir: &Path) -> Node {
+pub(super) async fn start(dir: &Path) -> Node {
     start_with(dir, Failure::default()).await
 }
 
@@ -83,6 +88,17 @@ async fn start_with(dir: &Path, failure: Failure) -> Node {
 
 /// Starts a node whose group 1 is held by the given replica, the others by [`REPLICA`].
 async fn start_as(dir: &Path, failure: Failure, replica_of_1: u64) -> Node {
+    start_on(open_disk(dir), dir, journal_options(), failure, replica_of_1).await
+}
+
+/// As [`start_as`], with the journal on another disk.
+pub(super) async fn start_on(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    journal: Options,
+    failure: Failure,
+    replica_of_1: u64,
+) -> Node {
     let settings = NodeSettings {
         node_id: 7,
         recovery: RecoverySettings {
@@ -92,12 +108,12 @@ async fn start_as(dir: &Path, failure: Failure, replica_of_1: u64) -> Node {
             groups: GROUPS,
             boot_id: "this boot".into(),
         },
-        journal: journal_options(),
+        journal,
         checkpoint_bytes: u64::MAX,
         checkpoint_interval: Duration::from_secs(3_600),
         snapshot_bytes_per_second: 64 << 20,
+        reclaim: reclaim_settings(),
     };
-    let disk = open_disk(dir);
     let node = Node::start(settings, disk, NoPeers, Metrics::new(), failure).await.unwrap();
     // Reads may come at once: what an earlier life acknowledged must be applied by now.
     for group in node.hosted() {
@@ -115,7 +131,7 @@ async fn start_as(dir: &Path, failure: Failure, replica_of_1: u64) -> Node {
 }
 
 /// Drops a stopped node and waits until its last task let go of the index, whose files are opened again next.
-async fn gone(node: Node) {
+pub(super) async fn gone(node: Node) {
     let index = Arc::downgrade(&node.shared.index);
     drop(node);
     while index.strong_count() > 0 {
@@ -143,6 +159,17 @@ pub(super) fn put() -> Action {
     Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None }
 }
 
+/// A window so small that most of the log can be trimmed.
+pub(super) fn narrow() -> Action {
+    let policy = Bytes::from_static(br#"{"strategy":"last_n","config":{"limit":9}}"#);
+    let policy = Some(Policy::parse(policy).unwrap());
+    Action::Put { token_budget: None, trigger_ratio: None, policy, metadata: None }
+}
+
+pub(super) fn trim(n: usize) -> Bytes {
+    Trims::new(3, vec![Trim { id: id(n), upto_seq: 1_000 }]).encode()
+}
+
 pub(super) fn append(texts: &[String], key: Option<u8>) -> Action {
     Action::Append {
         messages: texts.iter().map(|text| message(text)).collect(),
@@ -159,19 +186,20 @@ pub(super) fn compact(text: &str) -> Action {
     }
 }
 
-fn group_of(node: &Node, n: usize) -> Arc<Group> {
+pub(super) fn group_of(node: &Node, n: usize) -> Arc<Group> {
     node.group(n as u16 % GROUPS).unwrap()
 }
 
 /// Writes to conversation `n`, which lives in group `n % GROUPS`.
-async fn write(node: &Node, n: usize, action: Action) -> Reply {
+pub(super) async fn write(node: &Node, n: usize, action: Action) -> Reply {
     let command = Command { id: id(n), now_ms: 1_000, action };
     group_of(node, n).write(command.encode()).await.unwrap()
 }
 
-/// Everything a client could see of a conversation, as text, and how far it is archived.
+/// Everything a client could see of a conversation, as text, and how far it is archived and trimmed.
 pub(super) fn dump(store: &GroupStore, n: usize) -> String {
     let id = id(n);
+    let reading = store.reading();
     let seen = store.read(&id, |c, history| {
         let range = EventRange {
             from_seq: 1,
@@ -184,21 +212,21 @@ pub(super) fn dump(store: &GroupStore, n: usize) -> String {
         let query = crate::conversation::WindowQuery { budget_tokens: None, at_version: None, explain: true };
         let window = crate::conversation::plan_window(c, &id, history, &query).unwrap();
         let window: Vec<_> = window.messages.iter().map(|m| (m.seq, m.to_seq, m.token_count)).collect();
-        (format!("{:?} archived {:?} {window:?}", c.describe(), c.archived_version()), events)
+        (format!("{:?} {:?} {window:?}", c.describe(), c.standing()), events)
     });
     let Some((text, events)) = seen.unwrap() else { return "absent".into() };
-    let locations: Vec<_> = events.iter().map(|event| event.location).collect();
-    let bodies = store.bodies(&locations).unwrap();
-    let events: Vec<_> = events.iter().zip(bodies).map(|(e, body)| (e.seq, e.inserted_at_ms, body)).collect();
+    let body = |at: Location| at.is_placed().then(|| store.bodies(&reading, &[at]).unwrap());
+    let events: Vec<_> =
+        events.iter().map(|e| (e.seq, e.inserted_at_ms, e.location.crc, body(e.location))).collect();
     format!("{text} {events:?}")
 }
 
-fn dump_all(node: &Node, conversations: usize) -> Vec<String> {
+pub(super) fn dump_all(node: &Node, conversations: usize) -> Vec<String> {
     (0..conversations).map(|n| dump(&group_of(node, n).store, n)).collect()
 }
 
-/// Conversations with sealed runs, keys, a summary and a tombstone.
-async fn fill(node: &Node, from: usize, to: usize) {
+/// Conversations with sealed runs, keys, a summary and a tombstone, some of them trimmed.
+pub(super) async fn fill(node: &Node, from: usize, to: usize) {
     for n in from..to {
         write(node, n, put()).await;
         let texts: Vec<String> = (0..150).map(|i| format!("message {n}.{i}")).collect();
@@ -211,6 +239,11 @@ async fn fill(node: &Node, from: usize, to: usize) {
         let marks = Marks::new(group_mates.map(mark).collect());
         let marked = group_of(node, n).write(marks.encode()).await.unwrap();
         assert!(matches!(marked, Reply::Marked { .. }), "{marked:?}");
+        if n % 2 == 1 {
+            write(node, n, narrow()).await;
+            let trimmed = group_of(node, n).write(trim(n)).await.unwrap();
+            assert_eq!(trimmed, Reply::Trimmed { events: if n % 3 > 0 { 128 } else { 0 } });
+        }
     }
     write(node, from, Action::Tombstone).await;
 }

@@ -1,6 +1,7 @@
 //! The types openraft is instantiated with.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use openraft::type_config::alias;
@@ -12,10 +13,19 @@ openraft::declare_raft_types!(
     /// Raft over encoded conversation commands.
     pub(crate) TypeConfig:
         D = Proposal,
-        R = Option<Reply>,
+        R = Answered,
         NodeId = u64,
         Node = Host,
 );
+
+/// What a proposer is told of its entry.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    /// None for Raft's own entries.
+    pub reply: Option<Reply>,
+    /// When applying it began and ended, while anything is traced.
+    pub times: Option<(SystemTime, SystemTime)>,
+}
 
 /// A replica of one group. Never reused within a group, so that an emptied node cannot pass for its former self.
 pub(crate) type ReplicaId = u64;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::history::{self, HistoryLimits, HistoryPage};
 use super::local::Replica;
 use super::placement::{META_GROUP, group_of};
-use super::{ReadError, Shards};
+use super::{ReadError, Shards, Trimmable};
 use crate::conversation::ConversationId;
 
-/// Records looked at in one step of a scan: it holds the group's lock for about a millisecond.
+/// Records looked at in one step of a scan: about a millisecond, and the scan for what is not archived holds the group's
+/// lock for it.
 const SCAN_STEP: usize = 512;
 
 /// A conversation of a group led here that the archive lacks something of.
@@ -42,6 +43,27 @@ impl Shards {
         led
     }
 
+    /// The groups of conversations that are led here.
+    pub fn led_groups(&self) -> Vec<u16> {
+        let Ok(attached) = self.attached() else { return Vec::new() };
+        let led = attached.local.hosted().into_iter().filter(|replica| attached.leads(replica));
+        led.map(|replica| replica.group()).filter(|group| *group != META_GROUP).collect()
+    }
+
+    /// Conversations of a group led here that could be trimmed to their newest `keep` messages, among the next records
+    /// after `after`; with the last of these, if more follow.
+    pub async fn look_for_trimmable(
+        &self,
+        group: u16,
+        after: Option<ConversationId>,
+        keep: u64,
+    ) -> Result<(Vec<Trimmable>, Option<ConversationId>), ReadError> {
+        let Some(replica) = self.led(group)? else { return Ok((Vec::new(), None)) };
+        let look = move || replica.store().look_for_trimmable(after.as_ref(), SCAN_STEP, keep);
+        let looked = tokio::task::spawn_blocking(look).await;
+        Ok(looked.map_err(|error| ReadError::Internal(format!("look task: {error}")))??)
+    }
+
     /// Versions that the archive lacks of the groups led here, as far as they have been looked at.
     pub fn unarchived_versions(&self) -> u64 {
         let Ok(attached) = self.attached() else { return 0 };
@@ -73,7 +95,7 @@ impl Shards {
         limits: HistoryLimits,
     ) -> Result<Option<HistoryPage>, ReadError> {
         match self.led(group_of(id))? {
-            Some(replica) => history::read(replica.store(), id, None, limits).await,
+            Some(replica) => history::read(replica.store(), &self.0.cold, id, None, limits).await,
             None => Ok(None),
         }
     }

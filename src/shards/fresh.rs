@@ -48,30 +48,57 @@ impl Attached {
         timeout_at(deadline.answer_by, attempt).await.map_err(late)?
     }
 
-    /// Brings many replicas up to date at once, by one call to each node that leads some of them.
+    /// Brings many replicas up to date at once, by one call to each node that leads some of them. Those that missed are tried
+    /// again as long as others do not: on a busy machine not all of hundreds of rounds get through at once.
     pub(super) async fn refresh_all(
         &self,
         replicas: &[Arc<dyn Replica>],
         deadline: &Deadline,
     ) -> Result<(), Missed> {
+        let mut left: Vec<&Arc<dyn Replica>> = replicas.iter().collect();
+        let attempts = async {
+            loop {
+                let mut missed = self.refresh_once(&left).await;
+                match missed.pop() {
+                    None => return Ok(()),
+                    Some((_, why)) if missed.len() + 1 == left.len() => return Err(why),
+                    Some((last, _)) => {
+                        left = missed.into_iter().map(|(replica, _)| replica).chain([last]).collect();
+                    }
+                }
+            }
+        };
+        let late = |_| Missed::new("a quorum did not confirm the read in time");
+        timeout_at(deadline.answer_by, attempts).await.map_err(late)?
+    }
+
+    /// Answers which replicas were not brought up to date, and why.
+    async fn refresh_once<'a>(
+        &self,
+        replicas: &[&'a Arc<dyn Replica>],
+    ) -> Vec<(&'a Arc<dyn Replica>, Missed)> {
         let here = self.local.node_id();
-        let mut by_leader: BTreeMap<u128, Vec<&Arc<dyn Replica>>> = BTreeMap::new();
+        let mut by_leader: BTreeMap<Option<u128>, Vec<&'a Arc<dyn Replica>>> = BTreeMap::new();
         for replica in replicas {
-            let leader = replica.leader().ok_or_else(|| Missed::new(NO_LEADER))?;
-            by_leader.entry(leader).or_default().push(replica);
+            by_leader.entry(replica.leader()).or_default().push(replica);
         }
         let calls = by_leader.into_iter().map(async |(leader, replicas)| {
-            let indexes = if leader == here {
-                join_all(replicas.iter().map(|replica| self.index_here(&***replica))).await
-            } else {
-                let groups: Vec<u16> = replicas.iter().map(|replica| replica.group()).collect();
-                self.indexes.many(leader, &groups).await
+            let indexes = match leader {
+                None => vec![ReadIndex::Failed(NO_LEADER.into()); replicas.len()],
+                Some(leader) if leader == here => {
+                    join_all(replicas.iter().map(|replica| self.index_here(&***replica))).await
+                }
+                Some(leader) => {
+                    let groups: Vec<u16> = replicas.iter().map(|replica| replica.group()).collect();
+                    self.indexes.many(leader, &groups).await
+                }
             };
-            let each = replicas.iter().zip(indexes).map(|(replica, index)| self.reach(&***replica, index));
-            join_all(each).await.into_iter().collect::<Result<(), Missed>>()
+            let each = replicas.into_iter().zip(indexes).map(async |(replica, index)| {
+                self.reach(&**replica, index).await.err().map(|missed| (replica, missed))
+            });
+            join_all(each).await
         });
-        let late = |_| Missed::new("a quorum did not confirm the read in time");
-        timeout_at(deadline.answer_by, join_all(calls)).await.map_err(late)?.into_iter().collect()
+        join_all(calls).await.into_iter().flatten().flatten().collect()
     }
 
     /// The read index of a group that should be led from here.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::cold::Cold;
 use super::{
     Change, ChangePage, EventPage, EventsQuery, Order, ReadError, StoredEvent, Usage, Window, WindowMessage,
 };
@@ -11,7 +12,7 @@ use crate::conversation::{
     self, ConversationId, Description, Edit, EventRange, EventRef, HistoryError, Location, PlanError,
     StreamItem, StreamKind, WindowQuery, changes_after, plan_events, plan_window,
 };
-use crate::store::{GroupStore, StoreError};
+use crate::store::{GroupStore, Reading, StoreError};
 
 /// Changes planned for one page of a stream.
 const CHANGES_PER_PAGE: usize = 256;
@@ -52,14 +53,16 @@ pub(super) fn version(store: &Store, id: &ConversationId) -> Result<Option<u64>,
 
 pub(super) async fn window(
     store: &Store,
+    cold: &Cold,
     id: &ConversationId,
     query: &WindowQuery,
 ) -> Result<Option<Window>, ReadError> {
+    let reading = store.reading();
     let Some(plan) = store.read(id, |c, history| plan_window(c, id, history, query))? else {
         return Ok(None);
     };
     let plan = plan?;
-    let bodies = bodies(store, plan.messages.iter().map(|m| m.location)).await?;
+    let bodies = bodies(store, reading, cold, id, plan.messages.iter().map(|m| (m.seq, m.location))).await?;
     let messages = plan
         .messages
         .into_iter()
@@ -100,9 +103,11 @@ pub(super) fn usage(store: &Store, id: &ConversationId, at_version: u64) -> Resu
 
 pub(super) async fn events(
     store: &Store,
+    cold: &Cold,
     id: &ConversationId,
     query: &EventsQuery,
 ) -> Result<Option<EventPage>, ReadError> {
+    let reading = store.reading();
     let planned = store.read(id, |c, history| {
         let range = resolve(query, c.last_seq());
         let metas = plan_events(c, id, history, &range)?;
@@ -114,7 +119,7 @@ pub(super) async fn events(
         true => last.seq > range.from_seq,
         false => last.seq < range.to_seq,
     });
-    let mut events = stored_events(store, metas).await?;
+    let mut events = stored_events(store, reading, cold, id, metas).await?;
     if query.tail_offset.is_some() {
         events.reverse();
     }
@@ -123,10 +128,12 @@ pub(super) async fn events(
 
 pub(super) async fn changes(
     store: &Store,
+    cold: &Cold,
     id: &ConversationId,
     after_version: u64,
     limit_bytes: u64,
 ) -> Result<Option<ChangePage>, ReadError> {
+    let reading = store.reading();
     let planned = store.read(id, |c, history| {
         let items = changes_after(c, id, history, after_version, CHANGES_PER_PAGE, limit_bytes)?;
         Ok::<_, HistoryError>((items, c.version(), c.status()))
@@ -137,13 +144,19 @@ pub(super) async fn changes(
         StreamKind::Event(event) => Some(*event),
         _ => None,
     });
-    let mut events = stored_events(store, events.collect()).await?.into_iter();
+    let mut events = stored_events(store, reading, cold, id, events.collect()).await?.into_iter();
     let changes = items.into_iter().map(|item| change(item, &mut events)).collect();
     Ok(Some(ChangePage { changes, version, status }))
 }
 
-async fn stored_events(store: &Store, metas: Vec<EventRef>) -> Result<Vec<StoredEvent>, ReadError> {
-    let bodies = bodies(store, metas.iter().map(|m| m.location)).await?;
+async fn stored_events(
+    store: &Store,
+    reading: Reading,
+    cold: &Cold,
+    id: &ConversationId,
+    metas: Vec<EventRef>,
+) -> Result<Vec<StoredEvent>, ReadError> {
+    let bodies = bodies(store, reading, cold, id, metas.iter().map(|m| (m.seq, m.location))).await?;
     let events = metas.into_iter().zip(bodies).map(|(meta, body)| StoredEvent {
         seq: meta.seq,
         body,
@@ -153,21 +166,45 @@ async fn stored_events(store: &Store, metas: Vec<EventRef>) -> Result<Vec<Stored
     Ok(events.collect())
 }
 
-/// Message bytes: inline when all are cached, else on the blocking pool, since the disk may be asked.
+/// The bytes of messages, by their seqs and locations: from the archive for those that were trimmed.
 async fn bodies(
     store: &Store,
+    reading: Reading,
+    cold: &Cold,
+    id: &ConversationId,
+    wanted: impl Iterator<Item = (u64, Location)> + Clone,
+) -> Result<Vec<Bytes>, ReadError> {
+    let trimmed: Vec<_> = wanted.clone().filter(|(_, at)| !at.is_placed()).collect();
+    let placed = wanted.clone().map(|(_, at)| at).filter(Location::is_placed);
+    if trimmed.is_empty() {
+        return placed_bodies(store, reading, placed).await;
+    }
+    let mut far = cold.read(id, &trimmed).await?.into_iter();
+    let mut near = placed_bodies(store, reading, placed).await?.into_iter();
+    let next = |(_, at): (u64, Location)| if at.is_placed() { near.next() } else { far.next() };
+    Ok(wanted.map_while(next).collect())
+}
+
+/// Message bytes: inline when all are cached, else on the blocking pool, since the disk may be asked.
+async fn placed_bodies(
+    store: &Store,
+    reading: Reading,
     locations: impl Iterator<Item = Location> + Clone,
 ) -> Result<Vec<Bytes>, ReadError> {
     if let Some(bodies) = store.cached_bodies(locations.clone()) {
         return Ok(bodies);
     }
-    read_bodies(store, locations.collect()).await
+    read_bodies(store, reading, locations.collect()).await
 }
 
 /// Message bytes, on the blocking pool.
-pub(super) async fn read_bodies(store: &Store, locations: Vec<Location>) -> Result<Vec<Bytes>, ReadError> {
+pub(super) async fn read_bodies(
+    store: &Store,
+    reading: Reading,
+    locations: Vec<Location>,
+) -> Result<Vec<Bytes>, ReadError> {
     let store = store.clone();
-    let read = tokio::task::spawn_blocking(move || store.bodies(&locations)).await;
+    let read = tokio::task::spawn_blocking(move || store.bodies(&reading, &locations)).await;
     let bodies = read.map_err(|e| ReadError::Internal(format!("read task: {e}")))?;
     if let Err(error @ StoreError::Damaged { .. }) = &bodies {
         tracing::error!(event = "message_damaged", error = %error);

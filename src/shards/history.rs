@@ -6,12 +6,13 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::ReadError;
+use super::cold::Cold;
 use super::here::read_bodies;
 use crate::conversation::{
     ChangeKind, ConversationId, Description, Location, MessageMeta, Settings, Version, VersionKind,
     versions_from,
 };
-use crate::store::GroupStore;
+use crate::store::{GroupStore, Reading};
 
 /// Begins the bytes that [`StoredVersion::digest`] is made of. Digests are kept in archives.
 const DIGEST_FORMAT: u8 = 1;
@@ -158,12 +159,13 @@ const DIGESTED_BYTES: u64 = 4 << 20;
 
 pub(super) async fn digests(
     store: &Arc<GroupStore>,
+    cold: &Cold,
     id: &ConversationId,
     first: u64,
     limit: u64,
 ) -> Result<Option<DigestPage>, ReadError> {
     let versions = usize::try_from(limit).unwrap_or(DIGESTS_MAX).min(DIGESTS_MAX);
-    let page = read(store, id, Some(first), HistoryLimits { versions, bytes: DIGESTED_BYTES }).await?;
+    let page = read(store, cold, id, Some(first), HistoryLimits { versions, bytes: DIGESTED_BYTES }).await?;
     Ok(page.map(|page| DigestPage {
         version: page.description.version,
         archived_version: page.archived_version,
@@ -171,13 +173,18 @@ pub(super) async fn digests(
     }))
 }
 
+/// In place of a trimmed body that the archive lacks or has otherwise: no message's, so that its digest is none either.
+const NOT_THERE: Bytes = Bytes::from_static(b"\0");
+
 /// Reads versions from `first` on, or from the first that is not archived.
 pub(super) async fn read(
     store: &Arc<GroupStore>,
+    cold: &Cold,
     id: &ConversationId,
     first: Option<u64>,
     limits: HistoryLimits,
 ) -> Result<Option<HistoryPage>, ReadError> {
+    let reading = store.reading();
     let planned = store.read(id, |c, history| {
         let archived = c.archived_version();
         let first = first.unwrap_or(archived.map_or(0, |archived| archived + 1));
@@ -186,17 +193,48 @@ pub(super) async fn read(
     })?;
     let Some(planned) = planned else { return Ok(None) };
     let (description, archived_version, versions) = planned?;
-    let bodies = read_bodies(store, locations(&versions)).await?;
-    let mut bodies = bodies.into_iter();
-    let versions = versions.into_iter().map(|version| stored(version, &mut bodies)).collect();
+    let versions = in_full(store, reading, cold, id, versions).await?;
     Ok(Some(HistoryPage { description, archived_version, versions }))
 }
 
+/// Versions with the bodies of their messages, from the archive where they were trimmed here.
+pub(super) async fn in_full(
+    store: &Arc<GroupStore>,
+    reading: Reading,
+    cold: &Cold,
+    id: &ConversationId,
+    versions: Vec<Version>,
+) -> Result<Vec<StoredVersion>, ReadError> {
+    let trimmed = trimmed(&versions);
+    let mut far = match trimmed.is_empty() {
+        true => Vec::new(),
+        false => cold.look(id, &trimmed).await?,
+    }
+    .into_iter();
+    let mut near = read_bodies(store, reading, locations(&versions)).await?.into_iter();
+    let mut bodies = |at: &Location| match at.is_placed() {
+        true => near.next(),
+        false => far.next().map(|body| body.unwrap_or(NOT_THERE)),
+    };
+    Ok(versions.into_iter().map(|version| stored(version, &mut bodies)).collect())
+}
+
+/// Seqs and locations of the events that were trimmed.
+fn trimmed(versions: &[Version]) -> Vec<(u64, Location)> {
+    let event = |version: &Version| match &version.kind {
+        VersionKind::Event { seq, meta } => Some((*seq, meta.location)),
+        VersionKind::Change(_) => None,
+    };
+    versions.iter().filter_map(event).filter(|(_, at)| !at.is_placed()).collect()
+}
+
+/// Where bodies lie, of those that were not trimmed.
 fn locations(versions: &[Version]) -> Vec<Location> {
     let mut locations = Vec::with_capacity(versions.len());
     for version in versions {
         match &version.kind {
-            VersionKind::Event { meta, .. } => locations.push(meta.location),
+            VersionKind::Event { meta, .. } if meta.location.is_placed() => locations.push(meta.location),
+            VersionKind::Event { .. } => {}
             VersionKind::Change(ChangeKind::Compaction(summary)) => {
                 locations.extend(summary.replacement.iter().map(|meta| meta.location));
             }
@@ -206,9 +244,9 @@ fn locations(versions: &[Version]) -> Vec<Location> {
     locations
 }
 
-fn stored(version: Version, bodies: &mut impl Iterator<Item = Bytes>) -> StoredVersion {
+fn stored(version: Version, body: &mut impl FnMut(&Location) -> Option<Bytes>) -> StoredVersion {
     let mut message = |meta: &MessageMeta| StoredMessage {
-        body: bodies.next().expect("one body was read for each location"),
+        body: body(&meta.location).expect("one body was read for each location"),
         token_count: meta.token_count,
         inserted_at_ms: meta.inserted_at_ms,
         part_tokens: meta

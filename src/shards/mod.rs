@@ -8,8 +8,10 @@
 
 mod archive;
 mod attached;
+mod cold;
 mod control;
 mod digests;
+mod excerpt;
 mod fresh;
 mod here;
 mod history;
@@ -18,6 +20,7 @@ mod links;
 mod list;
 mod local;
 mod node;
+mod pieces;
 pub mod placement;
 mod read;
 mod remote;
@@ -41,22 +44,27 @@ use tokio::time::timeout_at;
 
 pub use self::archive::{Lagging, Look};
 use self::attached::Attached;
+use self::cold::Cold;
+pub use self::cold::ColdStore;
 pub use self::control::{ClusterControl, ClusterStatus, ControlError, LinkStatus, NodeStatus, Standing};
 pub use self::digests::ReplicaDigest;
+pub use self::excerpt::{Cursor, Excerpt, RestoringCommand};
 pub use self::history::{DigestPage, HistoryLimits, HistoryPage, StoredKind, StoredMessage, StoredVersion};
 use self::links::{Links, METHODS};
 use self::local::Local;
+pub use self::pieces::{Piece, Pieces, digest_of_digests};
 pub use self::placement::Placement;
 use self::remote::peers::PeerService;
 use self::remote::service::Bounds;
 use self::search::Deadline;
 pub use self::types::*;
 pub use self::watcher::Watcher;
-use crate::conversation::{Action, Command, ConversationId, Marks, Reply};
+use crate::conversation::{Action, Command, ConversationId, Marks, Reply, Trims};
 use crate::metrics::Metrics;
 use crate::peer::Peers;
 use crate::raft::Node;
 use crate::store::Failure;
+pub use crate::store::Trimmable;
 
 /// Bytes of commands proposed here and not yet answered; further proposals wait.
 const PROPOSED_BYTES_MAX: usize = 64 << 20;
@@ -71,6 +79,7 @@ struct Inner {
     /// Set once recovery is done; the edge serves health before that.
     attached: OnceLock<Attached>,
     proposed_bytes: Semaphore,
+    cold: Cold,
     /// What is served for other nodes.
     bounds: Bounds,
     request_timeout: Duration,
@@ -93,6 +102,7 @@ impl Shards {
         Self(Arc::new(Inner {
             attached: OnceLock::new(),
             proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
+            cold: Cold::default(),
             bounds: Bounds::default(),
             request_timeout,
             refuses_writes: AtomicBool::new(false),
@@ -149,6 +159,20 @@ impl Shards {
     /// error said.
     pub async fn mark(&self, group: u16, marks: Marks) -> Result<(), WriteError> {
         self.replicate(group, marks.encode()).await.map(|_| ())
+    }
+
+    /// Replicates trims of conversations of `group`, also while draining; answers how many events they trimmed. Doing it
+    /// again is harmless, whatever the error said.
+    pub async fn trim(&self, group: u16, trims: Trims) -> Result<u64, WriteError> {
+        match self.replicate(group, trims.encode()).await? {
+            Reply::Trimmed { events } => Ok(events),
+            _ => Ok(0),
+        }
+    }
+
+    /// From here on messages that were trimmed are read from there.
+    pub fn set_cold_store(&self, store: Arc<dyn ColdStore>) {
+        self.0.cold.set(store);
     }
 
     /// Replicates a command that restores a piece of a conversation, with the time it carries.

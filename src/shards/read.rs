@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{timeout, timeout_at};
 
 use super::attached::Attached;
+use super::excerpt;
 use super::fresh::{Missed, NO_LEADER};
 use super::here;
 use super::history;
@@ -17,8 +18,8 @@ use super::remote::wire::{self, EventsAsked, Question, ReadAnswer, ReadCall, Win
 use super::route::Route;
 use super::search::{Deadline, Search};
 use super::{
-    ChangePage, Consistency, DigestPage, EventPage, EventsQuery, ReadError, ReadOptions, Shards, Usage,
-    Window,
+    ChangePage, Consistency, Cursor, DigestPage, EventPage, EventsQuery, Excerpt, ReadError, ReadOptions,
+    Shards, Usage, Window,
 };
 use crate::conversation::{ConversationId, Description, WindowQuery};
 use crate::store::GroupStore;
@@ -68,7 +69,7 @@ impl Shards {
         options: ReadOptions,
     ) -> Result<Option<Window>, ReadError> {
         match self.reach(id, options, Question::Window(WindowAsked::from(query))).await? {
-            Reached::Here(store) => here::window(&store, id, &query).await,
+            Reached::Here(store) => here::window(&store, &self.0.cold, id, &query).await,
             Reached::Answer(ReadAnswer::Window(window)) => Ok(Some(window.into())),
             Reached::Answer(other) => other.no_value(),
         }
@@ -95,7 +96,7 @@ impl Shards {
         options: ReadOptions,
     ) -> Result<Option<EventPage>, ReadError> {
         match self.reach(id, options, Question::Events(EventsAsked::from(query.clone()))).await? {
-            Reached::Here(store) => here::events(&store, id, &query).await,
+            Reached::Here(store) => here::events(&store, &self.0.cold, id, &query).await,
             Reached::Answer(ReadAnswer::Events(page)) => Ok(Some(page.into())),
             Reached::Answer(other) => other.no_value(),
         }
@@ -109,7 +110,7 @@ impl Shards {
         limit_bytes: u64,
     ) -> Result<Option<ChangePage>, ReadError> {
         match self.reach(id, LOCAL, Question::Changes { after_version, limit_bytes }).await? {
-            Reached::Here(store) => here::changes(&store, id, after_version, limit_bytes).await,
+            Reached::Here(store) => here::changes(&store, &self.0.cold, id, after_version, limit_bytes).await,
             Reached::Answer(ReadAnswer::Changes(page)) => Ok(Some(page.into())),
             Reached::Answer(other) => other.no_value(),
         }
@@ -124,8 +125,17 @@ impl Shards {
     ) -> Result<Option<DigestPage>, ReadError> {
         let fresh = ReadOptions::default();
         match self.reach(id, fresh, Question::Digests { first, limit }).await? {
-            Reached::Here(store) => history::digests(&store, id, first, limit).await,
+            Reached::Here(store) => history::digests(&store, &self.0.cold, id, first, limit).await,
             Reached::Answer(ReadAnswer::Digests(page)) => Ok(Some(page.into())),
+            Reached::Answer(other) => other.no_value(),
+        }
+    }
+
+    /// What a conversation's history has from a place on, as commands that restore it.
+    pub async fn excerpt(&self, id: &ConversationId, from: Cursor) -> Result<Option<Excerpt>, ReadError> {
+        match self.reach(id, ReadOptions::default(), Question::Excerpt(from)).await? {
+            Reached::Here(store) => excerpt::read(&store, &self.0.cold, id, from).await,
+            Reached::Answer(ReadAnswer::Excerpt(excerpt)) => Ok(Some(excerpt)),
             Reached::Answer(other) => other.no_value(),
         }
     }

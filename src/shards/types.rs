@@ -48,6 +48,9 @@ pub enum ReadError {
     VersionInFuture { requested: u64, current: u64 },
     #[error("{0}")]
     InvalidQuery(String),
+    /// Part of what was asked for was trimmed, and the archive does not give it now.
+    #[error("the archive cannot be read: {0}")]
+    ArchiveUnavailable(String),
     /// Damaged or unreadable data; the text is for the log, not for the client.
     #[error("{0}")]
     Internal(String),

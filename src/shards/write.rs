@@ -15,6 +15,7 @@ use super::search::{Deadline, Search};
 use crate::conversation::Reply;
 use crate::peer::CallError;
 use crate::raft::WriteFailure;
+use crate::trace::{self, Kind};
 
 const NO_LEADER: &str = "the conversation's group has no leader";
 
@@ -71,7 +72,11 @@ impl Attached {
         let Ok(Ok(_room)) = timeout_at(deadline.answer_by, self.room.writes.acquire()).await else {
             return Outcome::NotApplied("too many requests wait for other nodes".into());
         };
-        let body = codec::forward_write(group, command);
+        let mut span = trace::begin("forward", Kind::Client);
+        let body = match &span {
+            None => codec::forward_write(group, command),
+            Some(span) => codec::forward_traced_write(group, span.context, command),
+        };
         let metrics = self.metrics();
         metrics.forwarded_requests_total.inc();
         let failure = match self.links.call(node, Method::ForwardWrite, body, deadline.left()).await {
@@ -83,6 +88,9 @@ impl Attached {
             Err(CallError::NotSent(why) | CallError::Refused(why)) => Outcome::NotApplied(why),
         };
         metrics.forward_failures_total.inc();
+        if let Some(span) = &mut span {
+            span.fail();
+        }
         failure
     }
 

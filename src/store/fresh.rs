@@ -39,11 +39,21 @@ impl Fresh {
             self.by_key.insert((id.clone(), key), None);
             self.by_number.insert((id.clone(), number), None);
         }
-        if let Some((number, key, record)) = effects.idempotency_put {
+        for (number, key, record) in effects.idempotency_put {
             self.by_key.insert((id.clone(), key), Some(record));
             self.by_number.insert((id.clone(), number), Some(key));
         }
         effects.reply
+    }
+
+    /// Keeps a run that takes the place of the one there is.
+    pub(super) fn replace_run(&mut self, id: &ConversationId, run: EventRun) {
+        self.events.insert((id.clone(), run.first_seq()), Arc::new(run));
+    }
+
+    /// Keeps a run of changes that takes the place of the one there is.
+    pub(super) fn replace_change_run(&mut self, id: &ConversationId, run: ChangeRun) {
+        self.changes.insert((id.clone(), run.number()), Arc::new(run));
     }
 
     pub(super) fn write(&self, group: u16, writer: &mut Writer<'_>) -> Result<(), IndexError> {
@@ -90,6 +100,28 @@ impl<'a> Outside<'a> {
         records::load(&*self.store.shared.index, key).map_err(|e| HistoryError::Storage(e.to_string()))
     }
 
+    /// As [`History::event_run`], for who looks through everything once: the cache stays as it is.
+    pub(super) fn event_run_in_passing(
+        &self,
+        id: &ConversationId,
+        first_seq: u64,
+    ) -> Result<Arc<EventRun>, HistoryError> {
+        match self.fresh_event_run(&(id.clone(), first_seq)) {
+            Some(run) => Ok(run),
+            None => self.load_event_run(id, first_seq),
+        }
+    }
+
+    fn fresh_event_run(&self, at: &(ConversationId, u64)) -> Option<Arc<EventRun>> {
+        self.layers().find_map(|layer| layer.events.get(at)).cloned()
+    }
+
+    fn load_event_run(&self, id: &ConversationId, first_seq: u64) -> Result<Arc<EventRun>, HistoryError> {
+        let key = keys::numbered(self.store.group, Kind::EventRun, id, first_seq);
+        let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
+        Ok(Arc::new(EventRun::decode(bytes).map_err(|_| undecodable(&key))?))
+    }
+
     fn record(
         &self,
         id: &ConversationId,
@@ -109,15 +141,13 @@ impl<'a> Outside<'a> {
 impl History for Outside<'_> {
     fn event_run(&self, id: &ConversationId, first_seq: u64) -> Result<Arc<EventRun>, HistoryError> {
         let at = (id.clone(), first_seq);
-        if let Some(run) = self.layers().find_map(|layer| layer.events.get(&at)) {
-            return Ok(run.clone());
+        if let Some(run) = self.fresh_event_run(&at) {
+            return Ok(run);
         }
         if let Some(run) = self.store.shared.event_runs.get(&at) {
             return Ok(run);
         }
-        let key = keys::numbered(self.store.group, Kind::EventRun, id, first_seq);
-        let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
-        let run = Arc::new(EventRun::decode(bytes).map_err(|_| undecodable(&key))?);
+        let run = self.load_event_run(id, first_seq)?;
         self.store.shared.event_runs.insert(at, run.clone());
         Ok(run)
     }

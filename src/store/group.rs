@@ -17,9 +17,9 @@ use super::index::IndexError;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
 use super::unarchived::Tracking;
-use super::{Shared, StoreError, keys};
+use super::{Reading, Shared, StoreError, keys, value};
 use crate::conversation::{
-    Action, Command, Conversation, ConversationId, Entry, FrameLocation, History, Location, Reply,
+    self, Action, Command, Conversation, ConversationId, Entry, FrameLocation, Location, Reply,
 };
 
 /// Position in a group's Raft log, as the store keeps it.
@@ -28,6 +28,22 @@ pub struct Applied {
     pub term: u64,
     pub leader: u64,
     pub index: u64,
+}
+
+/// The beginning of a conversation's record, as the index has it.
+pub(super) struct Head {
+    pub(super) id: ConversationId,
+    pub(super) key: Vec<u8>,
+    pub(super) record: Vec<u8>,
+}
+
+impl Head {
+    /// `None` for what goes on with a record.
+    fn of(key: Vec<u8>, record: Vec<u8>) -> Option<Self> {
+        let (logical, _) = value::split_key(&key).filter(|(_, chunk)| *chunk == 0)?;
+        let id = keys::id_of_head(logical)?;
+        Some(Self { id, key, record })
+    }
 }
 
 /// One group's conversations on this node.
@@ -141,6 +157,7 @@ impl GroupStore {
         let (command, locations) = match entry {
             Entry::Command(command, locations) => (command, locations),
             Entry::Marks(marks) => return self.apply_marks(at, &marks).map(Some),
+            Entry::Trims(trims) => return self.apply_trims(at, &trims).map(Some),
         };
         let mut inner = self.lock_verified_for([&command.id])?;
         let inner = &mut *inner;
@@ -186,7 +203,7 @@ impl GroupStore {
     pub(crate) fn read<T>(
         &self,
         id: &ConversationId,
-        look: impl FnOnce(&Conversation, &dyn History) -> T,
+        look: impl FnOnce(&Conversation, &dyn conversation::Outside) -> T,
     ) -> Result<Option<T>, StoreError> {
         let mut inner = self.lock_verified_for([id])?;
         let inner = &mut *inner;
@@ -242,14 +259,9 @@ impl GroupStore {
             .filter(|(id, live)| (live.dirty || live.writing) && wanted(id))
             .map(|(id, _)| id.clone())
             .collect();
-        let from = keys::head_from(self.group, after.map_or(prefix, |a| a.max(prefix)));
         let mut indexed = 0;
-        for record in self.shared.index.scan(&keys::kind_prefix(self.group, keys::Kind::Head), &from) {
-            let (physical, _) = record?;
-            let id = super::value::split_key(&physical)
-                .filter(|(_, chunk)| *chunk == 0)
-                .and_then(|(key, _)| keys::id_of_head(key));
-            let Some(id) = id else { continue };
+        for head in self.heads_from(after.map_or(prefix, |a| a.max(prefix))) {
+            let Head { id, .. } = head?;
             if !id.as_str().starts_with(prefix) {
                 break;
             }
@@ -267,6 +279,26 @@ impl GroupStore {
         Ok(ids)
     }
 
+    /// The beginnings of the records in the index, from this text on, in id order.
+    fn heads_from(&self, text: &str) -> impl Iterator<Item = Result<Head, StoreError>> + '_ {
+        let prefix = keys::kind_prefix(self.group, keys::Kind::Head);
+        let records = self.shared.index.scan(&prefix, &keys::head_from(self.group, text));
+        records.filter_map(|record| match record {
+            Ok((key, record)) => Head::of(key, record).map(Ok),
+            Err(error) => Some(Err(error.into())),
+        })
+    }
+
+    /// The beginnings of the records in the index behind this id.
+    pub(super) fn heads_after<'a>(
+        &'a self,
+        after: Option<&'a ConversationId>,
+    ) -> impl Iterator<Item = Result<Head, StoreError>> + 'a {
+        let heads = self.heads_from(after.map_or("", ConversationId::as_str));
+        heads
+            .filter(move |head| head.as_ref().map_or(true, |head| after.is_none_or(|after| head.id > *after)))
+    }
+
     /// Bytes of messages, from the cache only; `None` when one is missing there.
     pub(crate) fn cached_bodies(&self, locations: impl Iterator<Item = Location>) -> Option<Vec<Bytes>> {
         let bodies: Option<Vec<Bytes>> =
@@ -275,8 +307,17 @@ impl GroupStore {
         bodies
     }
 
-    /// Bytes of messages, from cache or journal, verified. Does IO.
-    pub(crate) fn bodies(&self, locations: &[Location]) -> Result<Vec<Bytes>, StoreError> {
+    /// To be held from before locations are looked up until their bodies were read: until then they stay where they are.
+    pub(crate) fn reading(&self) -> Reading {
+        self.shared.readers.enter()
+    }
+
+    /// Bytes of messages, from cache or journal, verified. Does IO. `_reading` began before the locations were looked up.
+    pub(crate) fn bodies(
+        &self,
+        _reading: &Reading,
+        locations: &[Location],
+    ) -> Result<Vec<Bytes>, StoreError> {
         locations.iter().map(|at| self.shared.body(*at)).collect()
     }
 

@@ -23,6 +23,9 @@ use crate::conversation::{
 /// Physical records written or removed in one batch, about. Tests are to see many batches.
 const RECORDS_PER_BATCH: usize = if cfg!(test) { 20 } else { 2_000 };
 
+/// Blocks with their places in the journal.
+pub(crate) type Blocks<'a> = &'a mut dyn Iterator<Item = Result<(FrameLocation, Bytes), StoreError>>;
+
 /// What a group's index holds while a snapshot is being put over it.
 struct Under {
     applied: Option<Applied>,
@@ -37,7 +40,28 @@ impl GroupStore {
         base: Option<u64>,
         applied: Applied,
         membership: Bytes,
-        blocks: &mut dyn Iterator<Item = Result<(FrameLocation, Bytes), StoreError>>,
+        blocks: Blocks<'_>,
+    ) -> Result<(), StoreError> {
+        self.take_in(base, false, applied, membership, blocks)
+    }
+
+    /// Takes in an image: the group's whole state, whose locations are right as they stand.
+    pub(crate) fn install_image(
+        &self,
+        applied: Applied,
+        membership: Bytes,
+        blocks: Blocks<'_>,
+    ) -> Result<(), StoreError> {
+        self.take_in(None, true, applied, membership, blocks)
+    }
+
+    fn take_in(
+        &self,
+        base: Option<u64>,
+        placed: bool,
+        applied: Applied,
+        membership: Bytes,
+        blocks: Blocks<'_>,
     ) -> Result<(), StoreError> {
         if base > self.applied().0.map(|at| at.index) {
             return Err(StoreError::Block { group: self.group });
@@ -53,6 +77,7 @@ impl GroupStore {
             store: self,
             writer: Writer::new(&*self.shared.index, tally),
             under: base.map(|_| under),
+            placed,
             places: Vec::new(),
             digests: HashSet::new(),
             in_batch: HashSet::new(),
@@ -117,6 +142,8 @@ struct Importer<'a> {
     writer: Writer<'a>,
     /// What the index holds besides, if it is not empty.
     under: Option<Under>,
+    /// Documents say themselves where their messages lie.
+    placed: bool,
     /// Where the messages of the coming document lie.
     places: Vec<Location>,
     /// Digests of the keys of the coming conversation.
@@ -150,6 +177,8 @@ impl Importer<'_> {
                 let mut run = EventRun::decode(run).map_err(|_| bad())?;
                 self.relocate(&mut |visit| run.visit_locations(visit))?;
                 self.not_again(&id)?;
+                // One that is cached has other places.
+                self.store.shared.event_runs.remove(&(id.clone(), run.first_seq()));
                 self.writer
                     .put(&keys::numbered(group, Kind::EventRun, &id, run.first_seq()), &run.encode())?;
             }
@@ -205,6 +234,9 @@ impl Importer<'_> {
     /// Gives a document's messages the places that its bodies came to lie at.
     fn relocate(&mut self, visit: VisitLocations<'_>) -> Result<(), StoreError> {
         let mut places = std::mem::take(&mut self.places).into_iter();
+        if self.placed {
+            return Ok(());
+        }
         let mut complete = true;
         visit(&mut |location| match places.next() {
             Some(place) if place.len == location.len && place.crc == location.crc => *location = place,

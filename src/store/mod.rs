@@ -6,13 +6,17 @@
 mod digest;
 mod fresh;
 mod group;
+mod image;
 mod index;
 mod install;
 mod keys;
 mod marks;
 mod meta;
+mod readers;
 mod records;
+mod survey;
 mod transfer;
+mod trims;
 mod unarchived;
 mod value;
 mod verify;
@@ -28,7 +32,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::group::{Applied, GroupStore};
 pub use self::index::{Batch, Index, IndexError, Records, SledIndex};
+pub(crate) use self::readers::{Readers, Reading};
+pub(crate) use self::survey::Survey;
 pub(crate) use self::transfer::{Block, Resume, completes};
+pub use self::trims::Trimmable;
 use crate::conversation::{ConversationId, EventRun, HistoryError, Location};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -50,6 +57,8 @@ pub enum StoreError {
     Installing { group: u16 },
     #[error("group {group}: a block of a snapshot is malformed")]
     Block { group: u16 },
+    #[error("group {group}: messages are still located before segment {floor}")]
+    BelowFloor { group: u16, floor: u32 },
     #[error("reading the journal: {0}")]
     Journal(#[from] io::Error),
 }
@@ -114,6 +123,8 @@ pub(crate) struct Shared {
     journal: OnceLock<Journal>,
     pub(crate) metrics: Metrics,
     pub(crate) bodies: Cache<(u32, u32), Bytes, BodyWeight>,
+    /// Who may be about to read bodies.
+    pub(crate) readers: Readers,
     pub(crate) event_runs: Cache<(ConversationId, u64), Arc<EventRun>, RunWeight>,
     /// Bytes of conversation records in memory, dirty and clean.
     pub(crate) record_bytes: AtomicUsize,
@@ -128,6 +139,7 @@ impl Shared {
             journal: OnceLock::new(),
             metrics,
             bodies: Cache::with_weighter(bodies / 1024 + 16, bodies as u64, BodyWeight),
+            readers: Readers::default(),
             event_runs: Cache::with_weighter(runs / 8192 + 16, runs as u64, RunWeight),
             record_bytes: AtomicUsize::new(0),
             record_cache_bytes: sizes.records,
@@ -146,12 +158,18 @@ impl Shared {
             return Ok(body);
         }
         self.metrics.body_cache_misses.inc();
+        let body = self.read_body(at)?;
+        self.bodies.insert((at.segment, at.offset), body.clone());
+        Ok(body)
+    }
+
+    /// As [`Shared::body`], past the cache.
+    fn read_body(&self, at: Location) -> Result<Bytes, StoreError> {
         let journal = self.journal.get().ok_or_else(|| io::Error::other("the journal is not open yet"))?;
         let body = journal.read(at.segment, at.offset, at.len)?;
         if crc32c::crc32c(&body) != at.crc {
             return Err(StoreError::Damaged { segment: at.segment, offset: at.offset });
         }
-        self.bodies.insert((at.segment, at.offset), body.clone());
         Ok(body)
     }
 }

@@ -22,7 +22,7 @@ const VERSION: u8 = 1;
 /// Message bytes collected into one block before it is sent; a larger message is a block of its own.
 const BODIES_BLOCK_BYTES: usize = 1 << 20;
 /// Idempotency records in one block.
-const KEYS_PER_BLOCK: usize = 1_000;
+pub(super) const KEYS_PER_BLOCK: usize = 1_000;
 /// Conversations looked up at a time while exporting.
 const IDS_AT_A_TIME: usize = 256;
 
@@ -150,6 +150,7 @@ impl GroupStore {
         resume: Option<&Resume>,
         emit: Emit<'_>,
     ) -> Result<(), StoreError> {
+        let _reading = self.reading();
         let Some(Resume { since, upto }) = resume else { return self.export_range(None, None, base, emit) };
         if upto.is_some() {
             self.export_range(upto.as_ref(), None, base, emit)?;

@@ -9,13 +9,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::StoreError;
 use super::group::{GroupStore, Inner};
-use super::{keys, value};
-use crate::conversation::{Conversation, ConversationId, unarchived};
+use super::trims::peek;
+use crate::conversation::{ConversationId, unarchived};
 
 /// Changed conversations remembered for one group; of 256 groups that is about 20 MB.
 const NEWS_MAX: usize = 1_024;
-/// The beginning of a record that tells its version and mark.
-const PEEK_BYTES: usize = 80;
 
 /// A conversation that the archive lacks something of, and how many versions that is.
 pub(crate) type Behind = (ConversationId, u64);
@@ -145,27 +143,21 @@ impl GroupStore {
     ) -> Result<(BTreeMap<ConversationId, u64>, Reached), StoreError> {
         let mut found = BTreeMap::new();
         let mut upto = Reached::End;
-        let prefix = keys::kind_prefix(self.group, keys::Kind::Head);
-        let from = keys::head_from(self.group, after.map_or("", ConversationId::as_str));
         let mut looked = 0;
-        for record in self.shared.index.scan(&prefix, &from) {
-            let (physical, record) = record?;
-            let id = value::split_key(&physical)
-                .filter(|(_, chunk)| *chunk == 0)
-                .and_then(|(key, _)| keys::id_of_head(key))
-                .filter(|id| after.is_none_or(|after| id > after));
-            let Some(id) = id else { continue };
+        for head in self.heads_after(after) {
+            let head = head?;
             if looked == limit {
                 break;
             }
             looked += 1;
-            if !inner.live.contains_key(&id) {
-                let lacks = peek(&physical, &record)?;
+            if !inner.live.contains_key(&head.id) {
+                let standing = peek(&head)?;
+                let lacks = unarchived(standing.version, standing.archived_version);
                 if lacks > 0 {
-                    found.insert(id.clone(), lacks);
+                    found.insert(head.id.clone(), lacks);
                 }
             }
-            upto = Reached::Upto(id);
+            upto = Reached::Upto(head.id);
         }
         if looked < limit {
             upto = Reached::End;
@@ -179,15 +171,6 @@ impl GroupStore {
         }
         Ok((found, upto))
     }
-}
-
-fn peek(physical: &[u8], record: &[u8]) -> Result<u64, StoreError> {
-    let (_, payload) = value::decode(physical, record)?;
-    let beginning = &payload[..payload.len().min(PEEK_BYTES)];
-    let (version, archived) = Conversation::peek_archived(beginning.to_vec().into()).map_err(|_| {
-        super::IndexError::Corrupt { key: value::printable(physical), reason: "undecodable record" }
-    })?;
-    Ok(unarchived(version, archived))
 }
 
 #[cfg(test)]

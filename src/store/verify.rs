@@ -11,14 +11,13 @@ use super::{StoreError, value};
 impl GroupStore {
     /// Verifies the group's part of the index unless that was done since the start. Reads all of it.
     pub(crate) fn ensure_verified(&self) -> Result<(), StoreError> {
+        if self.inner.lock().verified { Ok(()) } else { self.verify() }
+    }
+
+    /// Verifies the group's part of the index, whether or not that was done before.
+    pub(super) fn verify(&self) -> Result<(), StoreError> {
         let _index = self.index_lock.lock();
-        let expected = {
-            let inner = self.inner.lock();
-            if inner.verified {
-                return Ok(());
-            }
-            inner.tally
-        };
+        let expected = self.inner.lock().tally;
         let found = self.scan_tally()?;
         if found != expected {
             return Err(StoreError::Disagrees {

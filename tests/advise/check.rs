@@ -4,14 +4,15 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::support::process::{Process, START_MAX, probe};
+use super::prometheus::Prometheus;
+use super::support::process::{Process, START_MAX};
 use super::support::{small_node, small_settings, test_dir};
-use super::{advise_with, has, passes};
+use super::{advise_with, has};
 
 fn check(server: &Process, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let url = server.url("");
@@ -151,51 +152,6 @@ fn a_node_that_is_gone_cannot_be_judged() {
     assert_eq!(seen["level"], Value::Null);
 }
 
-/// A Prometheus with a past; ends with this value.
-struct Prometheus {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-impl Prometheus {
-    /// Its history is what `promtool` makes of `openmetrics`.
-    fn start(dir: &std::path::Path, openmetrics: &str) -> Prometheus {
-        let (history, data, config) = (dir.join("history.om"), dir.join("tsdb"), dir.join("prometheus.yml"));
-        fs::write(&history, openmetrics).unwrap();
-        fs::write(&config, "global:\n  scrape_interval: 15s\n").unwrap();
-        fs::create_dir_all(&data).unwrap();
-        passes(
-            Command::new("promtool")
-                .args(["tsdb", "create-blocks-from", "openmetrics"])
-                .arg(&history)
-                .arg(&data),
-        );
-        // Prometheus cannot say which port it was given, so one that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut command = Command::new("prometheus");
-        command.arg(format!("--config.file={}", config.display()));
-        command.arg(format!("--storage.tsdb.path={}", data.display()));
-        command.arg(format!("--web.listen-address={port}"));
-        let log = fs::File::create(dir.join("prometheus.log")).unwrap();
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let prometheus = Prometheus { child, address: port.to_string() };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while probe(port, "/-/ready").ok() != Some(200) {
-            let log = || fs::read_to_string(dir.join("prometheus.log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "{}", log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        prometheus
-    }
-}
-
 /// Twenty minutes of a node that used `cores` of its two.
 fn history(instance: &str, cores: f64, minutes: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
@@ -222,8 +178,9 @@ fn prometheus_knows_what_lasts() {
     let cpu = |name: &str, cores: f64, minutes: u64, code: i32| {
         let home = dir.path().join(name);
         fs::create_dir_all(&home).unwrap();
-        let prometheus = Prometheus::start(&home, &history(&instance, cores, minutes));
-        let url = format!("http://{}", prometheus.address);
+        let config = "global:\n  scrape_interval: 15s\n";
+        let prometheus = Prometheus::start(&home, config, Some(&history(&instance, cores, minutes)));
+        let url = prometheus.url("");
         verdict(&check(&server, &["--format", "json", "--prometheus", &url], &[]), code)
     };
     let busy = cpu("busy", 1.8, 20, 2);

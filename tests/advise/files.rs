@@ -64,21 +64,24 @@ fn the_settings_are_accepted() {
     });
 }
 
-#[test]
-fn compose_takes_the_file() {
-    // The plugin where it is installed, else the program of the same name that Debian has.
+/// The plugin where it is installed, else the program of the same name that Debian has.
+pub(super) fn compose() -> Option<Command> {
     let plugin = Command::new("docker")
         .args(["compose", "version"])
         .output()
         .is_ok_and(|output| output.status.success());
-    if !plugin && !has("docker-compose") {
-        return;
+    if plugin {
+        let mut command = Command::new("docker");
+        command.arg("compose");
+        return Some(command);
     }
+    has("docker-compose").then(|| Command::new("docker-compose"))
+}
+
+#[test]
+fn compose_takes_the_file() {
     each(|dir, nodes| {
-        let mut command = if plugin { Command::new("docker") } else { Command::new("docker-compose") };
-        if plugin {
-            command.arg("compose");
-        }
+        let Some(mut command) = compose() else { return };
         let shown = passes(command.args(["-f", "compose.yaml", "config"]).current_dir(dir));
         assert!(
             shown.contains("registry.example/fastpaca:1") && shown.contains("FASTPACA_API_KEY"),

@@ -68,13 +68,13 @@ fn the_documentation_of_thresholds_is_made_from_the_table() {
     });
 }
 
-fn root(file: &str) -> PathBuf {
+pub(super) fn root(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file)
 }
 
 /// Holds a file to what `generate` makes of it, or writes it when blessed.
 #[track_caller]
-fn check(file: &str, generate: impl FnOnce(&str) -> String) {
+pub(super) fn check(file: &str, generate: impl FnOnce(&str) -> String) {
     let text = fs::read_to_string(root(file)).unwrap_or_default();
     let expected = generate(&text);
     if std::env::var_os("BLESS").is_some() {

@@ -1,4 +1,5 @@
-//! `fastpaca advise`, run as operators run it: its answers, its files, its alerts, and its look at real servers.
+//! `fastpaca advise`, run as operators run it: its answers, its files, its alerts, and its look at real servers. With it
+//! the files of `docker/` that are made from it, and the dashboard that goes with the alerts.
 //!
 //! Golden outputs and the generated page are written anew by `BLESS=1 cargo test --test advise`.
 
@@ -7,9 +8,12 @@
 mod alerts;
 mod calibration;
 mod check;
+mod dashboard;
 mod files;
 mod golden;
+mod prometheus;
 mod refusals;
+mod samples;
 #[path = "../support/mod.rs"]
 mod support;
 

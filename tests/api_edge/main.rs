@@ -3,7 +3,9 @@
 //! Most tests share one server and keep apart by conversation ids; those that need other settings start their own.
 #![allow(clippy::unwrap_used, reason = "a test fails where it fails")]
 
+mod browser;
 mod command;
+mod console;
 mod conversations;
 mod events;
 mod hostile;

@@ -44,7 +44,7 @@ fn hostile() -> Vec<String> {
         part(r#""twice":1,"twice":2, "z":1, "a":2"#),
         part(&format!(r#""deep":{}{}"#, "[".repeat(100), "]".repeat(100))),
         text(r"😀 \ud83d\ude00 \u2028 \ufffe"),
-        text(&"x".repeat(200 << 10)),
+        text(&"x".repeat(1_000_000)),
         part("\"spaced\" : [ 1 ,\\u0020 2 ]").replace("\\u0020", " "),
         text("'; DROP TABLE fastpaca.events; -- {\\\"\\\\,}"),
     ]
@@ -52,7 +52,14 @@ fn hostile() -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_content_is_kept_byte_for_byte() {
-    let Some(world) = World::start() else { return };
+    let Some(postgres) = Postgres::start() else { return };
+    let url = postgres.url();
+    // As large as they may be by default.
+    let large = ["FASTPACA_BODY_MAX_BYTES", "FASTPACA_BATCH_BODY_MAX_BYTES"];
+    let world = World::over(postgres, url, |node| {
+        let node = node.with_env("FASTPACA_SEGMENT_BYTES", "8MiB");
+        large.into_iter().fold(node, |node, name| node.with_env(name, "1MiB"))
+    });
     let ids = create_conversations(&world.client, "hostile", 3).await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let events = hostile();

@@ -1,7 +1,11 @@
 //! Everything that can happen to Postgres, and to the node while it writes there. Afterwards the archive is the log.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
 use crate::support::create_conversations;
 use crate::support::cycles;
+use crate::support::faults::SmallDisk;
 use crate::support::postgres::{PASSWORD, ROLE};
 use crate::world::{World, failures, fill, text};
 
@@ -60,6 +64,26 @@ async fn faults_of_the_database_are_named_and_end() {
     let log = world.process.log();
     assert!(log.contains("archive_failed") && log.contains("archive_recovered"));
     assert!(!log.contains(PASSWORD));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_tables() {
+    let Some(world) = World::start() else { return };
+    let ids = create_conversations(&world.client, "full", 2).await;
+    world.archive_is_the_log().await;
+    // Where Postgres may go, whoever it runs as.
+    let dir = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("disk"), 8 << 20) else { return };
+    world.postgres.move_table("fastpaca.events", &disk.path().join("space"));
+    let filler = disk.path().join("filler");
+    fs::write(&filler, vec![0; disk.free_bytes() as usize]).unwrap();
+    for _ in 0..20 {
+        world.append(&ids, &"no room for this ".repeat(50)).await;
+    }
+    world.failed("disk_full").await;
+    world.append(&ids, "appends go on").await;
+    fs::remove_file(filler).unwrap();
+    world.archive_is_the_log().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

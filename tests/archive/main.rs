@@ -6,6 +6,8 @@ mod commands;
 mod contents;
 mod faults;
 mod leaders;
+mod secure;
 #[path = "../support/mod.rs"]
 mod support;
+mod trimming;
 mod world;

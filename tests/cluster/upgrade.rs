@@ -34,10 +34,10 @@ async fn a_version_too_new_is_refused_and_comes_back_by_way_of_one_between() {
     client.create("kept").await;
 
     tokio::task::block_in_place(|| cluster.terminate(2));
-    cluster.set(2, PROTOCOLS, "2-3");
+    cluster.set(2, PROTOCOLS, "3-4");
     cluster.spawn(2);
     tokio::task::block_in_place(|| cluster.wait_listening(2));
-    let reason = ["no_common_protocol", "versions 1 to 1", "versions 2 to 3", "node-1", "node-3"];
+    let reason = ["no_common_protocol", "versions 1 to 2", "versions 3 to 4", "node-1", "node-3"];
     for node in [0, 2] {
         cluster.wait_logged(node, &reason).await;
     }
@@ -45,7 +45,7 @@ async fn a_version_too_new_is_refused_and_comes_back_by_way_of_one_between() {
     client.append("kept", "without it").await.expect(201);
 
     tokio::task::block_in_place(|| cluster.terminate(2));
-    for (node, versions) in [(0, "1-2"), (1, "1-2"), (2, "1-2")] {
+    for (node, versions) in [(0, "2-3"), (1, "2-3"), (2, "2-3")] {
         if node != 2 {
             tokio::task::block_in_place(|| cluster.terminate(node));
         }

@@ -11,6 +11,7 @@ mod io_error;
 mod kill;
 mod kill_points;
 mod power_loss;
+mod reclaim;
 mod shutdown;
 mod soak;
 mod stream_restart;

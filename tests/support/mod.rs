@@ -11,6 +11,7 @@ pub(crate) mod netns;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod recording;
+pub(crate) mod rich;
 pub(crate) mod stream;
 
 use process::Node;

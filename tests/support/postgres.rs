@@ -4,7 +4,7 @@
 use super::faults::skip;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -41,13 +41,32 @@ impl Postgres {
     }
 
     pub(crate) fn start_with(settings: &[&str]) -> Option<Postgres> {
+        let mut postgres = Postgres::initialised(settings)?;
+        postgres.begin();
+        Some(postgres)
+    }
+
+    /// One that takes TLS, with this certificate and key in PEM.
+    pub(crate) fn start_secured(certificate: &str, key: &str) -> Option<Postgres> {
+        let mut postgres = Postgres::initialised(&["fsync=off", "ssl=on"])?;
+        for (name, pem) in [("data/server.crt", certificate), ("data/server.key", key)] {
+            let path = postgres.path(name);
+            fs::write(&path, pem).expect("the directory is writable");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its owner may");
+            give_to_nobody(&path);
+        }
+        postgres.begin();
+        Some(postgres)
+    }
+
+    fn initialised(settings: &[&str]) -> Option<Postgres> {
         let Some(bin) = binaries() else {
             skip("Postgres is not installed");
             return None;
         };
         let dir = dir_of_nobody("postgres-");
         let settings = settings.iter().map(|setting| setting.to_string()).collect();
-        let mut postgres = Postgres { dir, bin, port: free_port(), settings, process: None };
+        let postgres = Postgres { dir, bin, port: free_port(), settings, process: None };
         fs::write(postgres.path("password"), PASSWORD).expect("the directory is writable");
         let mut initdb = as_nobody(&postgres.bin.join("initdb"));
         initdb.args([
@@ -60,10 +79,21 @@ impl Postgres {
         initdb.arg(format!("--pwfile={}", postgres.path("password").display()));
         let made = initdb.arg("-D").arg(postgres.path("data")).output().expect("initdb can be run");
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        postgres.run();
-        postgres.admin(&format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'"));
-        postgres.admin(&format!("CREATE DATABASE archive OWNER {ROLE}"));
         Some(postgres)
+    }
+
+    fn begin(&mut self) {
+        self.run();
+        self.admin(&format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'"));
+        self.admin(&format!("CREATE DATABASE archive OWNER {ROLE}"));
+    }
+
+    /// Has a table lie in a directory of its own, which is made.
+    pub(crate) fn move_table(&self, table: &str, to: &Path) {
+        fs::create_dir(to).expect("the directory around it is writable");
+        give_to_nobody(to);
+        self.sql(&format!("CREATE TABLESPACE elsewhere LOCATION '{}'", to.display()));
+        self.sql(&format!("ALTER TABLE {table} SET TABLESPACE elsewhere"));
     }
 
     /// Starts it, which it must not be, and waits until it answers.
@@ -249,10 +279,15 @@ fn dir_of_nobody(prefix: &str) -> TempDir {
         .prefix(prefix)
         .tempdir()
         .expect("the system has a directory for such things");
-    if rustix::process::geteuid().is_root() {
-        chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("root may give away");
-    }
+    give_to_nobody(dir.path());
     dir
+}
+
+/// Where the test is run by root; else everything is its user's, who runs Postgres, too.
+fn give_to_nobody(path: &Path) {
+    if rustix::process::geteuid().is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give away");
+    }
 }
 
 fn as_nobody(program: &Path) -> Command {

@@ -37,7 +37,9 @@ fn service(plan: &Plan, site: &Site, number: u64) -> String {
         environment.push_str(&format!("      FASTPACA_CLUSTER_SEED: {seeds}\n"));
     }
     format!(
-        "\n  {name_here}:\n    image: {image}\n    hostname: {name_here}\n    restart: unless-stopped\n    env_file: .env\n    \
+        "\n  {name_here}:\n    image: {image}\n    hostname: {name_here}\n    restart: unless-stopped\n    \
+         user: \"10001:10001\"\n    read_only: true\n    cap_drop: [ALL]\n    \
+         security_opt: [\"no-new-privileges:true\"]\n    env_file: .env\n    \
          environment:\n{environment}    ports:\n      - \"{published}:{PORT}\"\n    volumes:\n      - data-{number}:/data\n    \
          # Longer than FASTPACA_SHUTDOWN_TIMEOUT_MS (25 s).\n    stop_grace_period: 30s\n    \
          # No nofile here: the server takes the hard limit, and a daemon cannot give more than its own.\n    \

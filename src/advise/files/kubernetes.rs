@@ -49,10 +49,19 @@ fn stateful_set(plan: &Plan, site: &Site) -> String {
         "---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata:\n  name: fastpaca\nspec:\n  serviceName: {PEERS}\n  \
          replicas: {nodes}\n  podManagementPolicy: Parallel\n  selector:\n    matchLabels:\n      app: fastpaca\n  \
          template:\n    metadata:\n      labels:\n        app: fastpaca\n    spec:\n      \
-         # Longer than FASTPACA_SHUTDOWN_TIMEOUT_MS (25 s).\n      terminationGracePeriodSeconds: 30\n      \
+         # Longer than preStop and FASTPACA_SHUTDOWN_TIMEOUT_MS (25 s).\n      terminationGracePeriodSeconds: 40\n      \
+         automountServiceAccountToken: false\n      \
          # Kubernetes' variables for services begin like settings.\n      enableServiceLinks: false\n{spread}      \
-         securityContext:\n        fsGroup: 10001\n        runAsUser: 10001\n        runAsNonRoot: true\n      \
-         containers:\n        - name: fastpaca\n          image: {image}\n          ports:\n            \
+         securityContext:\n        fsGroup: 10001\n        fsGroupChangePolicy: OnRootMismatch\n        \
+         runAsUser: 10001\n        runAsGroup: 10001\n        runAsNonRoot: true\n        \
+         seccompProfile:\n          type: RuntimeDefault\n      \
+         containers:\n        - name: fastpaca\n          image: {image}\n          \
+         securityContext:\n            allowPrivilegeEscalation: false\n            \
+         readOnlyRootFilesystem: true\n            capabilities:\n              drop: [ALL]\n          \
+         lifecycle:\n            preStop:\n              \
+         # The pod leaves its services while it still serves; then SIGTERM has it hand its leaderships over.\n              \
+         sleep:\n                seconds: 5\n          \
+         ports:\n            \
          - containerPort: {PORT}\n          envFrom:\n            - secretRef:\n                name: fastpaca\n          \
          env:\n{environment}          readinessProbe:\n            httpGet:\n              path: /health/ready\n              \
          port: {PORT}\n            periodSeconds: 2\n          livenessProbe:\n            httpGet:\n              \

@@ -26,6 +26,35 @@ pub(super) fn dotenv(plan: &Plan, site: &Site) -> String {
     text
 }
 
+/// It reads and writes its data directory, and speaks TCP.
+const HARDENING: &str = "NoNewPrivileges=yes
+CapabilityBoundingSet=
+UMask=0077
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateUsers=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RemoveIPC=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @keyring
+SystemCallErrorNumber=EPERM
+";
+
 pub(super) fn unit(plan: &Plan, site: &Site) -> String {
     let memory_max = plan.container.memory_limit_bytes / MIB;
     format!(
@@ -39,9 +68,7 @@ pub(super) fn unit(plan: &Plan, site: &Site) -> String {
          # Longer than FASTPACA_SHUTDOWN_TIMEOUT_MS (25 s), so that a stop hands over and checkpoints.\n\
          TimeoutStopSec=30\n\
          LimitNOFILE={files}\nMemoryMax={memory_max}M\n\
-         NoNewPrivileges=yes\nProtectSystem=strict\nProtectHome=yes\nPrivateTmp=yes\nPrivateDevices=yes\n\
-         ProtectKernelTunables=yes\nProtectKernelModules=yes\nProtectControlGroups=yes\n\
-         RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\n\n\
+         {HARDENING}\n\
          [Install]\nWantedBy=multi-user.target\n",
         made = made_for(plan),
         binary = site.binary,

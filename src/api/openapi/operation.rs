@@ -17,8 +17,14 @@ const JSON: &str = "application/json";
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Text,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// The id of a conversation, decoded.
+    Id,
     /// A whole number, not negative.
     Number,
+    /// A whole number from the first to the second.
+    Within(u64, u64),
     Integer,
     Flag,
 }
@@ -44,7 +50,7 @@ impl Entry {
 
     pub(super) fn id(self) -> Entry {
         let text = "1 to 256 bytes of letters, digits, `.` `_` `:` `~` `@` `-` and percent-encoded UTF-8.";
-        self.parameter("id", ParameterIn::Path, Kind::Text, text)
+        self.parameter("id", ParameterIn::Path, Kind::Id, text)
     }
 
     pub(super) fn name(self) -> Entry {
@@ -72,9 +78,14 @@ impl Entry {
         self
     }
 
+    pub(super) fn consistency(self) -> Entry {
+        let kind = Kind::OneOf(&["linearizable", "local"]);
+        self.query("consistency", kind, "`linearizable` by default.")
+    }
+
     /// `consistency` and `min_version`.
     pub(super) fn freshness(self) -> Entry {
-        self.query("consistency", Kind::Text, "`linearizable` (default) or `local`.").query(
+        self.consistency().query(
             "min_version",
             Kind::Number,
             "Wait (bounded) until this node has applied this version.",
@@ -170,8 +181,12 @@ fn any_object() -> Schema {
 fn scalar(kind: Kind) -> Schema {
     let schema: Value = match kind {
         Kind::Text => json!({"type": "string"}),
-        Kind::Number => json!({"type": "integer", "minimum": 0}),
-        Kind::Integer => json!({"type": "integer"}),
+        Kind::OneOf(words) => json!({"type": "string", "enum": words}),
+        Kind::Id => json!({"type": "string", "minLength": 1, "maxLength": 256,
+                           "pattern": r"^([A-Za-z0-9._:~@-]|[^\x00-\x9f])+$"}),
+        Kind::Number => json!({"type": "integer", "minimum": 0, "maximum": u64::MAX}),
+        Kind::Within(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+        Kind::Integer => json!({"type": "integer", "format": "int64"}),
         Kind::Flag => json!({"type": "boolean"}),
     };
     serde_json::from_value(schema).unwrap_or_default()

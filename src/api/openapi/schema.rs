@@ -2,8 +2,28 @@
 #![allow(dead_code, reason = "only their schemas are used")]
 
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
-use utoipa::openapi::schema::Components;
+use utoipa::openapi::schema::{AnyOfBuilder, Components, OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::operators::{Cluster, Health, Node, NodeName};
+
+/// A shape that is any, or exactly one, of two others.
+macro_rules! alternatives {
+    ($builder:ident: $name:ident = $first:ident | $second:ident) => {
+        struct $name;
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let refer = |name| Ref::from_schema_name(name);
+                let built = $builder::new().item(refer(stringify!($first))).item(refer(stringify!($second)));
+                RefOr::T(Schema::from(built))
+            }
+        }
+
+        impl ToSchema for $name {}
+    };
+}
 
 /// A component for every shape.
 pub(super) fn components() -> Components {
@@ -12,12 +32,19 @@ pub(super) fn components() -> Components {
         .schema_from::<Settings>()
         .schema_from::<Policy>()
         .schema_from::<PolicyConfig>()
+        .schema_from::<SkipKind>()
         .schema_from::<Status>()
         .schema_from::<ConversationList>()
         .schema_from::<ContextList>()
         .schema_from::<Part>()
+        .schema_from::<MessageOfParts>()
+        .schema_from::<MessageOfText>()
         .schema_from::<NewMessage>()
+        .schema_from::<AppendEvent>()
+        .schema_from::<AppendEventBatch>()
         .schema_from::<AppendEvents>()
+        .schema_from::<AppendMessage>()
+        .schema_from::<AppendMessageBatch>()
         .schema_from::<AppendMessages>()
         .schema_from::<Appended>()
         .schema_from::<BatchAppended>()
@@ -46,7 +73,7 @@ pub(super) fn components() -> Components {
 #[derive(ToSchema)]
 struct Conversation {
     id: String,
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 9_007_199_254_740_991_u64)]
     token_budget: u64,
     #[schema(exclusive_minimum = 0, maximum = 1)]
     trigger_ratio: f64,
@@ -73,7 +100,7 @@ enum Status {
 /// What is to be settled; what is omitted stays as it is, or becomes the default at creation.
 #[derive(ToSchema)]
 struct Settings {
-    #[schema(minimum = 1, default = 8000)]
+    #[schema(minimum = 1, maximum = 9_007_199_254_740_991_u64, default = 8000)]
     token_budget: Option<u64>,
     /// Also read from `policy.config.trigger_ratio` and `policy.trigger_ratio`.
     #[schema(exclusive_minimum = 0, maximum = 1, default = 0.7)]
@@ -101,12 +128,18 @@ struct PolicyConfig {
     #[schema(minimum = 1)]
     max_tokens: Option<u64>,
     /// `skip_parts`: beginnings of the part types to drop; `tool` and `reasoning` by default.
-    skip_kinds: Option<Vec<String>>,
+    skip_kinds: Option<Vec<SkipKind>>,
     /// `off` lets a cut separate a tool call from its result.
     #[schema(pattern = "^(on|off)$", default = "on")]
     pairing: Option<String>,
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     trigger_ratio: Option<f64>,
 }
+
+/// The beginning of a part's type.
+#[derive(ToSchema)]
+#[schema(min_length = 1)]
+struct SkipKind(String);
 
 #[derive(ToSchema)]
 struct ConversationList {
@@ -131,50 +164,69 @@ struct Part {
     r#type: String,
 }
 
-/// A message to be appended.
+/// A message to be appended: of parts, or of one text.
 #[derive(ToSchema)]
-struct NewMessage {
+struct MessageOfParts {
     #[schema(min_length = 1)]
     role: String,
-    /// Required, unless `content` is given.
-    parts: Option<Vec<Part>>,
-    /// Stands for one part of type `text`.
-    content: Option<String>,
+    parts: Vec<Part>,
     metadata: Option<Map<String, Value>>,
     /// Taken verbatim; counted by the server when absent.
-    token_count: Option<u32>,
+    #[schema(maximum = 4_294_967_295_u64)]
+    token_count: Option<u64>,
 }
 
-/// Either one event, or a batch.
+/// A message of one text part.
 #[derive(ToSchema)]
-struct AppendEvents {
-    event: Option<NewMessage>,
-    #[schema(min_items = 1, max_items = 1000)]
-    events: Option<Vec<NewMessage>>,
-    /// 1 to 128 bytes.
-    #[schema(min_length = 1, max_length = 128)]
-    idempotency_key: Option<String>,
-    if_version: Option<u64>,
+struct MessageOfText {
+    #[schema(min_length = 1)]
+    role: String,
+    /// Stands for one part of type `text`; where there are `parts`, those count.
+    content: String,
+    metadata: Option<Map<String, Value>>,
+    /// Taken verbatim; counted by the server when absent.
+    #[schema(maximum = 4_294_967_295_u64)]
+    token_count: Option<u64>,
 }
 
-/// Either one message, or a batch.
-#[derive(ToSchema)]
-struct AppendMessages {
-    message: Option<NewMessage>,
-    #[schema(min_items = 1, max_items = 1000)]
-    messages: Option<Vec<NewMessage>>,
-    /// 1 to 128 bytes.
-    #[schema(min_length = 1, max_length = 128)]
-    idempotency_key: Option<String>,
-    if_version: Option<u64>,
+alternatives!(AnyOfBuilder: NewMessage = MessageOfParts | MessageOfText);
+
+macro_rules! append {
+    ($either:ident: $one:ident { $event:ident } | $batch:ident { $events:ident }) => {
+        #[derive(ToSchema)]
+        struct $one {
+            $event: NewMessage,
+            /// 1 to 128 bytes.
+            #[schema(min_length = 1, max_length = 128)]
+            idempotency_key: Option<String>,
+            if_version: Option<u64>,
+        }
+
+        /// All or nothing.
+        #[derive(ToSchema)]
+        struct $batch {
+            #[schema(min_items = 1, max_items = 1000)]
+            $events: Vec<NewMessage>,
+            /// 1 to 128 bytes.
+            #[schema(min_length = 1, max_length = 128)]
+            idempotency_key: Option<String>,
+            if_version: Option<u64>,
+        }
+
+        alternatives!(OneOfBuilder: $either = $one | $batch);
+    };
 }
+
+append!(AppendEvents: AppendEvent { event } | AppendEventBatch { events });
+append!(AppendMessages: AppendMessage { message } | AppendMessageBatch { messages });
 
 /// The answer to a single append.
 #[derive(ToSchema)]
 struct Appended {
     seq: u64,
     version: u64,
-    token_estimate: u32,
+    #[schema(maximum = 4_294_967_295_u64)]
+    token_estimate: u64,
     /// Present (`true`) when the answer is that of an earlier request with the same key.
     deduped: Option<bool>,
 }
@@ -185,7 +237,7 @@ struct BatchAppended {
     first_seq: u64,
     last_seq: u64,
     version: u64,
-    token_estimates: Vec<u32>,
+    token_estimates: Vec<u64>,
     /// Present (`true`) when the answer is that of an earlier request with the same key.
     deduped: Option<bool>,
 }
@@ -197,7 +249,8 @@ struct Message {
     role: String,
     parts: Vec<Part>,
     metadata: Map<String, Value>,
-    token_count: u32,
+    #[schema(maximum = 4_294_967_295_u64)]
+    token_count: u64,
     #[schema(format = DateTime)]
     inserted_at: String,
 }
@@ -260,7 +313,8 @@ struct WindowMessage {
     role: String,
     parts: Vec<Part>,
     metadata: Map<String, Value>,
-    token_count: u32,
+    #[schema(maximum = 4_294_967_295_u64)]
+    token_count: u64,
     #[schema(format = DateTime)]
     inserted_at: String,
 }
@@ -305,65 +359,6 @@ struct Compact {
 #[derive(ToSchema)]
 struct Compacted {
     version: u64,
-}
-
-#[derive(ToSchema)]
-struct Health {
-    #[schema(pattern = "^(ok|starting|draining|degraded)$")]
-    status: String,
-    reason: Option<String>,
-}
-
-/// The node that is meant; the one that is asked by default.
-#[derive(ToSchema)]
-struct NodeName {
-    name: Option<String>,
-}
-
-#[derive(ToSchema)]
-struct Cluster {
-    /// Null until the node belongs to one.
-    cluster_id: Option<String>,
-    /// Of the cluster state; rises with every change.
-    version: u64,
-    /// Groups that conversations are spread over.
-    groups: u64,
-    /// Those that no node within reach leads.
-    groups_without_leader: u64,
-    /// Those whose members are not yet what they shall be.
-    moving: u64,
-    /// Group number to the name of the node that leads it; 256 is the group of the cluster state itself.
-    leaders_by_group: Map<String, Value>,
-    nodes: Vec<Node>,
-}
-
-#[derive(ToSchema)]
-struct Node {
-    name: String,
-    id: String,
-    address: String,
-    #[schema(pattern = "^(joining|active|draining)$")]
-    state: String,
-    /// From the node that answers.
-    #[schema(pattern = "^(up|down)$")]
-    link: String,
-    /// How long the link has been so.
-    link_seconds: Option<u64>,
-    /// Why it is down.
-    link_error: Option<String>,
-    /// How long the last ping took there and back.
-    rtt_us: Option<u64>,
-    /// Groups hosted; of a node that does not answer, those it shall host.
-    groups: u64,
-    /// Groups led.
-    leaders: u64,
-    /// Entries of the log that are committed and not applied there; null while the node does not answer.
-    lag: Option<u64>,
-    /// Rises with every start of the node.
-    incarnation: Option<u64>,
-    /// The lowest and the highest version of the protocol between nodes that it speaks.
-    #[schema(min_items = 2, max_items = 2)]
-    protocol: Vec<u16>,
 }
 
 /// Why a request was not served.

@@ -2,8 +2,9 @@
 //!
 //! tungstenite's defaults would take 64 MiB from a client and buffer without end towards it. Here a client may say
 //! little, what is buffered towards it is one page and one event, and a client that takes nothing at all is dropped by
-//! the connection's write deadline. Closing codes: 1000 after `tombstoned`, 1001 when the node shuts down, 1011 when
-//! the log cannot be read; the reason names the cursor to resume from.
+//! the connection's write deadline. Closing codes: 1000 after `tombstoned`, 1001 when the node shuts down, 1013 when what
+//! comes next is only in the archive, which cannot be read, 1011 when the log cannot be read; the reason names the cursor
+//! to resume from.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::ping_interval;
 use super::source::Source;
 use crate::api::limits::ConnectionPermit;
 use crate::api::{Scope, StreamPermit};
+use crate::shards::ReadError;
 
 /// Largest message a client may send: pongs are all that is expected.
 const INBOUND_BYTES_MAX: usize = 64 << 10;
@@ -101,7 +103,11 @@ async fn write(
                 Ok(None) => return Some(goodbye(close_code::NORMAL, source)),
                 Err(error) => {
                     source.broken_off(&error);
-                    return Some(goodbye(close_code::ERROR, source));
+                    let code = match error {
+                        ReadError::ArchiveUnavailable(_) => close_code::AGAIN,
+                        _ => close_code::ERROR,
+                    };
+                    return Some(goodbye(code, source));
                 }
             }
         }

@@ -151,7 +151,7 @@ impl Settings {
             optional(fields.token_budget, "token_budget", "a whole number from 1 to 2^53 - 1", budget)?;
         let trigger_ratio =
             optional(fields.trigger_ratio, "trigger_ratio", "a number above 0 and at most 1", ratio)?;
-        let policy = fields.policy.map(|raw| Policy::parse(Bytes::copy_from_slice(raw.get().as_bytes())));
+        let policy = fields.policy.map(|raw| Policy::parse_new(Bytes::copy_from_slice(raw.get().as_bytes())));
         let policy = policy.transpose().map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
         let metadata =
             optional(fields.metadata, "metadata", "an object", object)?.map(bounded_metadata).transpose()?;

@@ -1,5 +1,5 @@
-//! `fastpaca advise check`: looks at nodes twice, at the cluster, and at Prometheus where there is one, and has the rules
-//! judge it.
+//! `fastpaca advise check`: looks at nodes twice, at the cluster, at this machine where a node runs on it, and at Prometheus
+//! where there is one, and has the rules judge it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::super::client::Client;
-use super::{Failed, Format, Outcome, history, written};
+use super::{Failed, Format, Outcome, history, machine, written};
 use crate::advise::check::{Lasting, Look, NodeLook, Seen, cluster_figures, judge, node_figures, report};
 use crate::advise::thresholds::{Level, Scope, Signal, of};
 use crate::config::Config;
@@ -48,8 +48,7 @@ pub(super) fn run(args: &CheckArgs, config: &Config) -> Result<Outcome, Failed> 
         args.nodes.iter().map(|url| Some(url.as_str())).collect()
     };
     let client = |option: &str, url| {
-        Client::new(url, args.ca.as_deref(), config)
-            .map_err(|error| usage(error.to_string().replace("--url", option)))
+        Client::new(url, args.ca.as_deref(), config).map_err(|error| usage(format!("{option}: {error}")))
     };
     let nodes = urls.iter().map(|url| client("--node", *url)).collect::<Result<Vec<Client>, Failed>>()?;
     let history = args
@@ -77,6 +76,9 @@ pub(super) fn run(args: &CheckArgs, config: &Config) -> Result<Outcome, Failed> 
 async fn look(nodes: &[Client], history: Option<&Client>, interval: Duration) -> Vec<Seen> {
     let each = futures_util::future::join_all(nodes.iter().map(|node| look_at(node, interval))).await;
     let mut seen: Vec<Seen> = each.into_iter().flatten().collect();
+    if nodes.iter().any(Client::is_to_this_machine) {
+        seen.extend(machine::memory());
+    }
     seen.extend(look_at_cluster(nodes).await);
     if let Some(prometheus) = history {
         add_history(&mut seen, prometheus).await;

@@ -49,6 +49,18 @@ fn growth_moves_a_fair_share_and_no_more() {
 }
 
 #[test]
+fn a_version_is_spoken_once_the_last_node_speaks_it() {
+    let mut state = found(3);
+    assert!(state.all_speak(1) && !state.all_speak(2));
+    let versions = [(1, 2), (2, 3), (1, 2)];
+    for (n, (node, protocol)) in state.nodes.clone().keys().zip(versions).enumerate() {
+        assert!(!state.all_speak(2), "{n} of 3 do");
+        state.nodes.get_mut(node).unwrap().protocol = protocol;
+    }
+    assert!(state.all_speak(2) && !state.all_speak(3));
+}
+
+#[test]
 fn a_name_has_one_holder() {
     let state = found(3);
     let admit = |node, name, replace, seen: &Observed| {

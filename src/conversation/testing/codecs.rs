@@ -78,6 +78,10 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("compact", command(Action::Compact { range, replacement: vec![text(9)], if_version: Some(0) })),
         ("tombstone", command(Action::Tombstone)),
         ("restore", command(Action::Restore(restored()))),
+        (
+            "restore with keys",
+            command(Action::Restore(Restore { keys: Some(restored_keys()), ..restored() })),
+        ),
     ]
 }
 
@@ -100,7 +104,13 @@ fn restored() -> Restore {
         RestoredVersion::Tombstoned,
     ];
     let end = RestoreEnd { metadata: Bytes::from_static(br#"{"a":1}"#), updated_at_ms: 1_700_000_000_400 };
-    Restore { after: None, versions, end: Some(end) }
+    Restore { after: None, versions, keys: None, end: Some(end) }
+}
+
+fn restored_keys() -> RestoredKeys {
+    let record =
+        IdempotencyRecord { first_seq: 1, count: 2, version: 2, body: [6; 16], at_ms: 1_700_000_000_200 };
+    RestoredKeys { after: 0, keys: vec![([5; 16], record)] }
 }
 
 /// A conversation that has a bit of everything, and more than one run of each kind.
@@ -132,6 +142,17 @@ fn archived() -> Conversation {
     conversation
 }
 
+/// As [`rich`], and trimmed as far as its window allows.
+fn trimmed() -> Harness {
+    let mut real = rich();
+    let range = CompactRange { from: Some(2), to: Some(142) };
+    real.apply(Action::Compact { range, replacement: vec![text(2)], if_version: None });
+    let version = real.current().version();
+    assert!(real.conversation.as_mut().unwrap().mark_archived(1_000, version));
+    assert_eq!(real.trim(0, u64::MAX), EVENT_RUN);
+    real
+}
+
 /// `golden_bytes.txt` holds what this version writes. When it changes, data on disk is written differently: that takes a
 /// new format version, and the old bytes must still be read. `UPDATE_GOLDEN=1` writes the file anew.
 #[test]
@@ -146,6 +167,9 @@ fn encodings_are_what_they_were() {
     encodings.push(("event_run", real.store.event_run(&real.id, 1).unwrap().encode()));
     encodings.push(("change_run", real.store.change_run(&real.id, 0).unwrap().encode()));
     encodings.push(("idempotency", record.encode()));
+    let shortened = trimmed();
+    encodings.push(("trimmed_conversation", shortened.current().encode()));
+    encodings.push(("trimmed_run", shortened.store.event_run(&real.id, 1).unwrap().encode()));
     let found: String = encodings.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &found).unwrap();
@@ -169,6 +193,11 @@ fn encodings_are_what_they_were() {
         Ok(real.store.change_run(&real.id, 0).unwrap())
     );
     assert_eq!(IdempotencyRecord::decode(read("idempotency")), Ok(record));
+    assert_eq!(Conversation::decode(read("trimmed_conversation")).as_ref(), Ok(shortened.current()));
+    assert_eq!(
+        EventRun::decode(read("trimmed_run")).map(Arc::new),
+        Ok(shortened.store.event_run(&real.id, 1).unwrap())
+    );
 }
 
 /// What earlier versions wrote, one file for each format that is no longer written.
@@ -243,9 +272,10 @@ fn digests_tell_states_apart_but_not_places() {
 #[test]
 fn every_cut_of_an_encoding_is_refused() {
     let real = rich();
-    let encoded = real.current().encode();
-    for len in 0..encoded.len() {
-        assert!(Conversation::decode(encoded.slice(..len)).is_err(), "{len}");
+    for encoded in [real.current().encode(), trimmed().current().encode()] {
+        for len in 0..encoded.len() {
+            assert!(Conversation::decode(encoded.slice(..len)).is_err(), "{len}");
+        }
     }
     for (_, command) in commands() {
         let encoded = command.encode();
@@ -285,6 +315,7 @@ fn survive(bytes: &Bytes) {
     }
     let _ = changes_after(&conversation, &id(), &history, 0, 500, u64::MAX);
     let _ = (conversation.describe(), conversation.heap_bytes(), conversation.encode());
+    let _ = conversation.clone().trim(1, &id(), &history, 0, u64::MAX);
     let mut changed = Some(conversation);
     for (_, command) in commands() {
         let locations = vec![Location::default(); super::messages_of(&command).len()];
@@ -298,7 +329,7 @@ proptest! {
     #[test]
     fn any_bytes_are_decoded_or_refused(mut bytes in vec(any::<u8>(), 0..300), versioned: bool) {
         if let Some(first) = bytes.first_mut().filter(|_| versioned) {
-            *first = [1, 2, 0x81][usize::from(*first) % 3];
+            *first = [1, 2, 3, 0x81, 0x82][usize::from(*first) % 5];
         }
         survive(&Bytes::from(bytes));
     }

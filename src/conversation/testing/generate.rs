@@ -30,6 +30,12 @@ pub(super) enum Op {
         replacement: Vec<NewMessage>,
     },
     Tombstone,
+    /// Archived and trimmed up to so many thousandths of the log.
+    Trim {
+        archived: u64,
+        keep: u64,
+        upto: u64,
+    },
     Wait {
         ms: i64,
     },
@@ -96,6 +102,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(messages, key, version_off_by)| Op::Append { messages, key, version_off_by }),
         4 => (bound(), bound(), vec(message(), 0..3))
             .prop_map(|(from, to, replacement)| Op::Compact { from, to, replacement }),
+        3 => (500..1_050u64, 0..40u64, 500..2_000u64)
+            .prop_map(|(archived, keep, upto)| Op::Trim { archived, keep, upto }),
         1 => (-2_000..400_000i64).prop_map(|ms| Op::Wait { ms }),
     ]
 }

@@ -77,6 +77,17 @@ fn execute(real: &mut Harness, bodies: &mut Vec<Bytes>, command: &str) -> String
             replied(real.apply(super::append(messages)))
         }
         "tombstone" => replied(real.apply(Action::Tombstone)),
+        "archive" => {
+            real.index += 1;
+            let (index, version) = (real.index, options.number("version").unwrap());
+            let moved = real.conversation.as_mut().unwrap().mark_archived(index, version);
+            format!("{}\n", if moved { "archived" } else { "archived already" })
+        }
+        "trim" => {
+            let upto = options.number("upto").unwrap_or(u64::MAX);
+            let trimmed = real.trim(options.number("keep").unwrap(), upto);
+            format!("trimmed {trimmed}, frontier {}\n", real.current().trimmed_seq())
+        }
         "wait" => {
             real.now_ms += options.number("ms").unwrap();
             String::new()
@@ -212,7 +223,9 @@ fn replied(reply: Reply) -> String {
             }
             _ => format!("refused: {refusal}\n"),
         },
-        Reply::Marked { .. } | Reply::Restored { .. } => unreachable!("no script does that"),
+        Reply::Marked { .. } | Reply::Trimmed { .. } | Reply::Restored { .. } => {
+            unreachable!("no script does that")
+        }
         Reply::Settled { .. } => unreachable!("settled() prints these"),
     }
 }

@@ -103,6 +103,23 @@ impl Harness {
         reply
     }
 
+    /// Trims through the encoding; answers how many messages that took.
+    pub(super) fn trim(&mut self, keep: u64, upto_seq: u64) -> u64 {
+        self.index += 1;
+        let trims = Trims::new(keep, vec![Trim { id: self.id.clone(), upto_seq }]);
+        assert_eq!(Entry::decode(trims.encode(), FrameLocation::default()), Ok(Entry::Trims(trims)));
+        let conversation = self.conversation.as_mut().expect("the conversation was created");
+        let before = (conversation.version(), conversation.trimmed_seq());
+        let runs = conversation.trim(self.index, &self.id, &self.store, keep, upto_seq).unwrap();
+        assert_eq!(conversation.changed_index() == self.index, !runs.is_empty());
+        assert_eq!(conversation.version(), before.0);
+        assert_eq!(Conversation::decode(conversation.encode()).as_ref(), Ok(&*conversation));
+        for run in runs {
+            self.store.events.insert((self.id.clone(), run.first_seq()), run.encode());
+        }
+        self.current().trimmed_seq() - before.1
+    }
+
     fn keep(&mut self, effects: Effects) {
         let id = &self.id;
         for run in &effects.sealed_events {
@@ -111,7 +128,7 @@ impl Harness {
         for run in &effects.sealed_changes {
             self.store.changes.insert((id.clone(), run.number()), run.encode());
         }
-        if let Some((number, key, record)) = effects.idempotency_put {
+        for (number, key, record) in effects.idempotency_put {
             self.store.keys.insert((id.clone(), key), record.encode());
             self.store.numbers.insert((id.clone(), number), key);
         }

@@ -41,6 +41,7 @@ impl Pair {
 
     fn remember_window(&mut self) {
         let plan = self.real.window(&WindowQuery { explain: true, ..WindowQuery::default() }).unwrap();
+        let plan = nowhere(plan);
         // Versions in the middle of a batch were never current.
         self.windows.resize(self.model.version() as usize, plan.clone());
         self.windows.push(plan);
@@ -53,6 +54,7 @@ impl Pair {
             Op::Patch(patch) => self.patch(patch),
             Op::Append { messages, key, version_off_by } => self.append(messages, key, version_off_by),
             Op::Compact { from, to, replacement } => self.compact(from, to, replacement),
+            Op::Trim { archived, keep, upto } => self.trim(archived, keep, upto),
             Op::Tombstone => {
                 let expected = Reply::Tombstoned { changed: !self.tombstoned };
                 assert_eq!(self.real.apply(Action::Tombstone), expected);
@@ -193,6 +195,27 @@ impl Pair {
         }
     }
 
+    /// Whatever is asked for, the rules of trimming hold; and the model, which knows nothing of it, stays right.
+    fn trim(&mut self, archived: u64, keep: u64, upto: u64) {
+        let (version, last_seq) = (self.model.version(), self.model.events.len() as u64);
+        let conversation = self.real.conversation.as_mut().unwrap();
+        self.real.index += 1;
+        conversation.mark_archived(self.real.index, version * archived / 1_000);
+        let archived_seq = self.model.last_seq_at(conversation.archived_version().unwrap());
+        let before = conversation.trimmed_seq();
+        let upto = last_seq * upto / 1_000;
+        let trimmed = self.real.trim(keep, upto);
+        let frontier = self.real.current().trimmed_seq();
+        assert_eq!(frontier, before + trimmed);
+        if trimmed == 0 {
+            return;
+        }
+        assert!(frontier <= upto.min(archived_seq).min(last_seq.saturating_sub(keep)));
+        let window = self.check_window(version, None);
+        let shown = |message: &&PlannedMessage| message.to_seq.is_some() || message.seq > before;
+        assert!(window.messages.iter().filter(shown).all(|message| message.location.is_placed()));
+    }
+
     /// What every read says now.
     fn check_current(&mut self) {
         let conversation = self.real.current();
@@ -321,7 +344,7 @@ impl Pair {
             let query = WindowQuery { at_version: Some(at), explain: true, ..WindowQuery::default() };
             let plan = self.real.window(&query).unwrap();
             if self.windows[at as usize].version == at {
-                assert_eq!(plan, self.windows[at as usize]);
+                assert_eq!(nowhere(plan), self.windows[at as usize]);
             }
         }
         let future = WindowQuery { at_version: Some(version + 1), ..WindowQuery::default() };
@@ -403,6 +426,12 @@ impl FromStaticStr for Bytes {
     fn from_static_str(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
     }
+}
+
+/// The window wherever its messages lie.
+fn nowhere(mut plan: WindowPlan) -> WindowPlan {
+    plan.messages.iter_mut().for_each(|message| message.location.forget_place());
+    plan
 }
 
 /// Whole messages show no edits.

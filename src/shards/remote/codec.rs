@@ -2,11 +2,14 @@
 //!
 //! Little-endian, versioned by their first byte. Decoders never panic, whatever the bytes.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::conversation::{CodecError, Reply};
+use crate::trace::Context;
 
 const FORMAT: u8 = 1;
+/// The format of a write that is traced.
+const TRACED: u8 = 2;
 
 /// Longest explanation sent along.
 const TEXT_BYTES_MAX: usize = 1_024;
@@ -39,9 +42,28 @@ pub(crate) fn forward_write(group: u16, command: &Bytes) -> Vec<Bytes> {
     vec![head.freeze(), command.clone()]
 }
 
-pub(crate) fn read_forward_write(body: Bytes) -> Result<(u16, Bytes), CodecError> {
-    let mut input = Input::new(body)?;
-    Ok((input.u16()?, input.rest()))
+/// The same for a span, whose context comes before the command.
+pub(crate) fn forward_traced_write(group: u16, caller: Context, command: &Bytes) -> Vec<Bytes> {
+    let mut head = BytesMut::with_capacity(27);
+    head.put_u8(TRACED);
+    head.put_u16_le(group);
+    head.put_u128_le(caller.trace);
+    head.put_u64_le(caller.span);
+    vec![head.freeze(), command.clone()]
+}
+
+/// Group, command, and the span of the caller.
+pub(crate) fn read_forward_write(mut body: Bytes) -> Result<(u16, Bytes, Option<Context>), CodecError> {
+    if body.first() != Some(&TRACED) {
+        let mut input = Input::new(body)?;
+        return Ok((input.u16()?, input.rest(), None));
+    }
+    if body.len() < 27 {
+        return Err(CodecError::Truncated);
+    }
+    body.advance(1);
+    let (group, trace, span) = (body.get_u16_le(), body.get_u128_le(), body.get_u64_le());
+    Ok((group, body, Some(Context { trace, span })))
 }
 
 impl Outcome {

@@ -189,6 +189,7 @@ impl From<ReadError> for ReadAnswer {
             }
             ReadError::InvalidQuery(why) => ReadAnswer::InvalidQuery(why),
             ReadError::Internal(why) => ReadAnswer::Internal(why),
+            ReadError::ArchiveUnavailable(why) => ReadAnswer::ArchiveUnavailable(why),
         }
     }
 }
@@ -204,6 +205,7 @@ impl ReadAnswer {
             }
             ReadAnswer::InvalidQuery(why) => ReadError::InvalidQuery(why),
             ReadAnswer::Internal(why) => ReadError::Internal(why),
+            ReadAnswer::ArchiveUnavailable(why) => ReadError::ArchiveUnavailable(why),
             _ => ReadError::Internal("another node answered another question".into()),
         })
     }

@@ -13,6 +13,7 @@ use super::convert;
 use super::wire::{self, ListCall, Question, ReadAnswer, ReadCall, WaitCall};
 use crate::conversation::{ConversationId, Entry, FrameLocation};
 use crate::shards::attached::Attached;
+use crate::shards::cold::Cold;
 use crate::shards::fresh::Missed;
 use crate::shards::indexes::INDEX_CALL_MAX;
 use crate::shards::links::Method;
@@ -20,8 +21,9 @@ use crate::shards::placement::{GROUPS, META_GROUP, group_of};
 use crate::shards::read::await_version;
 use crate::shards::search::Deadline;
 use crate::shards::watcher::WAIT_MAX;
-use crate::shards::{InFlight, ReadError, STARTING, Shards, here, history};
+use crate::shards::{InFlight, ReadError, STARTING, Shards, excerpt, here, history};
 use crate::store::GroupStore;
+use crate::trace;
 
 /// Bytes of other nodes' commands at work; more wait. Apart from this node's own proposals, which may in turn wait for
 /// another node: two nodes must never wait for each other's room.
@@ -72,8 +74,10 @@ impl Shards {
         attached.metrics().served_for_peers_total.inc();
         match method {
             Method::ForwardWrite => {
-                let (group, command) = codec::read_forward_write(body).map_err(|e| e.to_string())?;
-                Ok(self.serve_write(attached, group, command).await?.encode())
+                let (group, command, caller) = codec::read_forward_write(body).map_err(|e| e.to_string())?;
+                let span = trace::received("forwarded write", caller);
+                let served = trace::within(span.as_ref(), self.serve_write(attached, group, command));
+                Ok(served.await?.encode())
             }
             Method::ReadIndex => {
                 let groups = codec::read_groups(body).map_err(|e| e.to_string())?;
@@ -135,7 +139,7 @@ impl Shards {
         }
         let closed = |_| ReadError::Unavailable(STARTING.into());
         let _permit = self.0.bounds.reads.acquire().await.map_err(closed)?;
-        answer(store, &id, call.question).await
+        answer(store, &self.0.cold, &id, call.question).await
     }
 }
 
@@ -175,12 +179,14 @@ fn check(group: u16, command: &Bytes) -> Result<(), String> {
     let all_belong = match &entry {
         Entry::Command(command, _) => belongs(&command.id),
         Entry::Marks(marks) => marks.as_slice().iter().all(|mark| belongs(&mark.id)),
+        Entry::Trims(trims) => trims.as_slice().iter().all(|trim| belongs(&trim.id)),
     };
     if all_belong { Ok(()) } else { Err("the conversation belongs to another group".to_owned()) }
 }
 
 async fn answer(
     store: &Arc<GroupStore>,
+    cold: &Cold,
     id: &ConversationId,
     question: Question,
 ) -> Result<ReadAnswer, ReadError> {
@@ -188,19 +194,21 @@ async fn answer(
         Question::Describe => here::describe(store, id)?.map(|d| ReadAnswer::Description(d.into())),
         Question::Version => here::version(store, id)?.map(ReadAnswer::Version),
         Question::Window(asked) => {
-            here::window(store, id, &asked.into()).await?.map(|w| ReadAnswer::Window(w.into()))
+            here::window(store, cold, id, &asked.into()).await?.map(|w| ReadAnswer::Window(w.into()))
         }
         Question::Usage { at_version } => here::usage(store, id, at_version)?.map(|usage| {
             ReadAnswer::Usage { used_tokens: usage.used_tokens, needs_compaction: usage.needs_compaction }
         }),
         Question::Events(asked) => {
-            here::events(store, id, &asked.into()).await?.map(|page| ReadAnswer::Events(page.into()))
+            here::events(store, cold, id, &asked.into()).await?.map(|page| ReadAnswer::Events(page.into()))
         }
         Question::Digests { first, limit } => {
-            history::digests(store, id, first, limit).await?.map(|page| ReadAnswer::Digests(page.into()))
+            let page = history::digests(store, cold, id, first, limit).await?;
+            page.map(|page| ReadAnswer::Digests(page.into()))
         }
+        Question::Excerpt(from) => excerpt::read(store, cold, id, from).await?.map(ReadAnswer::Excerpt),
         Question::Changes { after_version, limit_bytes } => {
-            here::changes(store, id, after_version, limit_bytes)
+            here::changes(store, cold, id, after_version, limit_bytes)
                 .await?
                 .map(|page| ReadAnswer::Changes(page.into()))
         }

@@ -13,6 +13,7 @@ use super::codec::{self, Outcome, ReadIndex};
 use super::wire::*;
 use crate::conversation::{self, Refusal, Reply};
 use crate::shards::links::Method;
+use crate::trace::Context;
 
 fn hex(bytes: &[u8]) -> String {
     let mut out = String::new();
@@ -25,6 +26,10 @@ fn hex(bytes: &[u8]) -> String {
 fn encodings_are_what_they_were() {
     let command = Bytes::from_static(b"command");
     assert_eq!(hex(&codec::forward_write(0x0102, &command).concat()), "010201636f6d6d616e64");
+    let caller = Context { trace: 0x0f, span: 0x07 };
+    let traced = codec::forward_traced_write(0x0102, caller, &command).concat();
+    assert_eq!(hex(&traced), format!("020201{:0<32}{:0<16}636f6d6d616e64", "0f", "07"));
+    assert_eq!(codec::read_forward_write(traced.into()).unwrap(), (0x0102, command.clone(), Some(caller)));
     let appended = Reply::Appended {
         first_seq: 300,
         last_seq: 301,
@@ -36,6 +41,7 @@ fn encodings_are_what_they_were() {
         (Outcome::Reply(appended), "01000101ac02ad02b102010207c801"),
         (Outcome::Reply(Reply::Refused(Refusal::Conflict { expected: 1, current: 2 })), "01000104010102"),
         (Outcome::Reply(Reply::Marked { moved: 300 }), "01000105ac02"),
+        (Outcome::Reply(Reply::Trimmed { events: 300 }), "01000107ac02"),
         (Outcome::Reply(Reply::Restored { version: 300 }), "01000106ac02"),
         (Outcome::NotLeader(Some(5)), "010105000000000000000000000000000000"),
         (Outcome::NotApplied("no".into()), "010202006e6f"),
@@ -220,6 +226,7 @@ fn answer() -> impl Strategy<Value = ReadAnswer> {
         option::of(any::<u128>()).prop_map(|leader| ReadAnswer::NotLeader { leader: leader.map(Node::from) }),
         ".{0,20}".prop_map(ReadAnswer::Unavailable),
         ".{0,20}".prop_map(ReadAnswer::Behind),
+        ".{0,20}".prop_map(ReadAnswer::ArchiveUnavailable),
         (any::<u64>(), option::of(any::<u64>()), vec(any::<(u64, u64)>(), 0..5)).prop_map(
             |(version, archived_version, digests)| ReadAnswer::Digests(DigestPage {
                 version,
@@ -246,6 +253,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<u64>().prop_map(|version| Reply::Compacted { version }),
         any::<bool>().prop_map(|changed| Reply::Tombstoned { changed }),
         any::<u32>().prop_map(|moved| Reply::Marked { moved }),
+        any::<u64>().prop_map(|events| Reply::Trimmed { events }),
         any::<u64>().prop_map(|version| Reply::Restored { version }),
         refusal().prop_map(Reply::Refused),
     ]

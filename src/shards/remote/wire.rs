@@ -7,6 +7,8 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::shards::{Cursor, Excerpt};
+
 /// One read of a conversation, for a node that hosts its group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ReadCall {
@@ -26,6 +28,7 @@ pub(crate) enum Question {
     Events(EventsAsked),
     Changes { after_version: u64, limit_bytes: u64 },
     Digests { first: u64, limit: u64 },
+    Excerpt(Cursor),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +63,7 @@ pub(crate) enum ReadAnswer {
     Events(EventPage),
     Changes(ChangePage),
     Digests(DigestPage),
+    Excerpt(Excerpt),
     /// The read needs the leader, which is that node as far as known.
     NotLeader {
         leader: Option<Node>,
@@ -74,6 +78,9 @@ pub(crate) enum ReadAnswer {
     },
     InvalidQuery(String),
     Internal(String),
+    /// What was trimmed cannot be read from the archive. Not sent before every node knows it, since nothing is trimmed
+    /// before.
+    ArchiveUnavailable(String),
 }
 
 /// A node's id in two halves, the higher one first: MessagePack has no number of 128 bits.

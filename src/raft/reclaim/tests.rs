@@ -1,0 +1,220 @@
+//! Reclaiming on real files: what goes, what stays, and who is waited for.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::node::Node;
+use super::super::tests::{GROUPS, append, dump_all, fill, gone, group_of, id, put, start, write};
+use super::*;
+use crate::conversation::{Action, EventRange, Reply, plan_events};
+
+const CONVERSATIONS: usize = 9;
+
+/// Metadata that is replaced again and again: a segment's worth about every 17 times.
+pub(super) async fn churn(node: &Node, times: usize) {
+    for n in 0..times {
+        let patch = format!(r#"{{"n":{n},"filling":"{}"}}"#, "x".repeat(60_000));
+        write(node, n % CONVERSATIONS, Action::PatchMetadata { patch: patch.into() }).await;
+    }
+}
+
+/// Two checkpoints with something between them: the second begins where the first had come to.
+pub(super) async fn settle(node: &Node) {
+    node.checkpoint().await;
+    for group in 0..usize::from(GROUPS) {
+        write(node, group, put()).await;
+    }
+    node.checkpoint().await;
+}
+
+fn digests(node: &Node) -> Vec<(u64, u128)> {
+    node.hosted().iter().map(|group| group.store.logical_digest().unwrap().unwrap()).collect()
+}
+
+fn oldest(node: &Node) -> u32 {
+    node.journal.stats().oldest_segment
+}
+
+fn files(dir: &Path) -> usize {
+    let names = std::fs::read_dir(dir.join("journal")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().ends_with(".segment")).count()
+}
+
+async fn filled(dir: &Path) -> Node {
+    let node = start(dir).await;
+    fill(&node, 0, CONVERSATIONS - 1).await;
+    // Long enough for several sealed runs, all of which stay.
+    let texts: Vec<String> = (0..400).map(|i| format!("of the long one {i}")).collect();
+    write(&node, 2, append(&texts, Some(9))).await;
+    churn(&node, 60).await;
+    settle(&node).await;
+    node
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_is_all_there_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = filled(dir.path()).await;
+    for round in 0..3 {
+        let (before, digests_before, files_before) =
+            (dump_all(&node, CONVERSATIONS), digests(&node), files(dir.path()));
+        let reclaimed = node.reclaim().await.unwrap().expect("most of it is dead");
+        assert!(reclaimed.segments >= 2 && oldest(&node) > 1, "{reclaimed:?}");
+        assert!(files(dir.path()) < files_before, "{} after {files_before}", files(dir.path()));
+        assert_eq!(dump_all(&node, CONVERSATIONS), before);
+        assert_eq!(digests(&node), digests_before);
+        for group in node.hosted() {
+            group.store.ensure_verified().unwrap();
+        }
+        // What comes after an image counts too, checkpointed or not.
+        write(&node, round, append(&[format!("after image {round}")], None)).await;
+        let before = dump_all(&node, CONVERSATIONS);
+        node.stop_without_checkpoint().await;
+        gone(node).await;
+        node = start(dir.path()).await;
+        assert_eq!(node.shared.metrics.index_rebuilds.get(), 0);
+        assert_eq!(dump_all(&node, CONVERSATIONS), before);
+        node.stop_without_checkpoint().await;
+        gone(node).await;
+
+        std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        node = start(dir.path()).await;
+        assert_eq!(node.shared.metrics.index_rebuilds.get(), 1);
+        assert_eq!(dump_all(&node, CONVERSATIONS), before);
+        let texts: Vec<String> = (0..400).map(|i| format!("of the long one {i}")).collect();
+        let again = write(&node, 2, append(&texts, Some(9))).await;
+        assert!(matches!(again, Reply::Appended { deduped: true, .. }), "{again:?}");
+        churn(&node, 40).await;
+        settle(&node).await;
+    }
+    node.shutdown().await;
+}
+
+/// An image that its group's log has outrun meanwhile, by writes and by checkpoints that would purge it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_reads_and_checkpoints_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Arc::new(filled(dir.path()).await);
+    let (over, reads) = (Arc::new(AtomicBool::new(false)), std::sync::atomic::AtomicUsize::new(0));
+    let reclaiming = async {
+        let mut segments = 0;
+        for _ in 0..6 {
+            segments += node.reclaim().await.unwrap().map_or(0, |reclaimed| reclaimed.segments);
+            churn(&node, 30).await;
+            settle(&node).await;
+        }
+        over.store(true, Ordering::Relaxed);
+        segments
+    };
+    let writing = async {
+        let mut n = 0;
+        while !over.load(Ordering::Relaxed) {
+            write(&node, n % CONVERSATIONS, append(&[format!("while reclaiming {n}")], None)).await;
+            n += 1;
+        }
+    };
+    let reader = {
+        let (node, over) = (node.clone(), over.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut rounds = 0;
+            while !over.load(Ordering::Relaxed) {
+                dump_all(&node, CONVERSATIONS);
+                rounds += 1;
+            }
+            rounds
+        })
+    };
+    let (segments, ()) = tokio::join!(reclaiming, writing);
+    reads.store(reader.await.unwrap(), Ordering::Relaxed);
+    assert!(segments >= 6 && reads.load(Ordering::Relaxed) > 0, "{segments} segments");
+
+    let before = dump_all(&node, CONVERSATIONS);
+    node.stop_without_checkpoint().await;
+    gone(Arc::into_inner(node).unwrap()).await;
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let node = start(dir.path()).await;
+    assert_eq!(dump_all(&node, CONVERSATIONS), before);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_segment_waits_for_those_who_looked_a_place_in_it_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Arc::new(filled(dir.path()).await);
+    let store = group_of(&node, 2).store.clone();
+    let all = EventRange { from_seq: 1, to_seq: 5, newest_first: false, limit: 5, limit_bytes: u64::MAX };
+    let places = || {
+        let planned = store.read(&id(2), |c, history| plan_events(c, &id(2), history, &all).unwrap());
+        planned.unwrap().unwrap().iter().map(|event| event.location).collect::<Vec<_>>()
+    };
+    let reading = store.reading();
+    let old = places();
+    assert!(old.iter().all(|place| place.segment == 1));
+    let pass = tokio::spawn({
+        let node = node.clone();
+        async move { node.reclaim().await.unwrap().unwrap() }
+    });
+    while places().iter().any(|place| place.segment == 1) {
+        tokio::task::yield_now().await;
+    }
+    // The cache must not answer for the disk.
+    let direct =
+        |place: &crate::conversation::Location| node.journal.read(place.segment, place.offset, place.len);
+    assert!(old.iter().all(|place| crc32c::crc32c(&direct(place).unwrap()) == place.crc));
+    assert_eq!(oldest(&node), 1);
+    drop(reading);
+    pass.await.unwrap();
+    assert!(oldest(&node) > 1);
+    assert!(direct(&old[0]).is_err(), "an old place is an error, never other bytes");
+    let reading = store.reading();
+    assert_eq!(store.bodies(&reading, &places()).unwrap().len(), 5);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_removed_replica_left_behind_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    let texts: Vec<String> = (0..40).map(|i| format!("{i} {}", "long".repeat(200))).collect();
+    for n in 0..60 {
+        // Conversations of group 1 only.
+        write(&node, 1 + n * usize::from(GROUPS), put()).await;
+        write(&node, 1 + n * usize::from(GROUPS), append(&texts, None)).await;
+    }
+    write(&node, 0, put()).await;
+    settle(&node).await;
+    assert_eq!(node.reclaim().await.unwrap(), None, "all of it is live");
+    node.unhost(1).await.unwrap();
+    for group in [0, 2, 3] {
+        write(&node, group, put()).await;
+    }
+    node.checkpoint().await;
+    let reclaimed = node.reclaim().await.unwrap().unwrap();
+    assert!(reclaimed.segments >= 1, "{reclaimed:?}");
+    let before = dump_all(&node, 1);
+    node.stop_without_checkpoint().await;
+    gone(node).await;
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let node = start(dir.path()).await;
+    assert_eq!(dump_all(&node, 1), before);
+    assert_eq!(dump_all(&node, 2)[1], "absent");
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_gives_way_to_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = filled(dir.path()).await;
+    let log = group_of(&node, 3).log.clone();
+    let imaging = Imaging::begin(&log).unwrap();
+    assert!(Imaging::begin(&log).is_none(), "one at a time");
+    log.bar_image();
+    assert!(!imaging.commit(b"").await.unwrap(), "the snapshot's state is not in it");
+    let refused = node.reclaim().await;
+    assert!(matches!(refused, Err(ReclaimError::Installing(3))), "{refused:?}");
+    assert_eq!(oldest(&node), 1);
+    log.end_import();
+    assert!(node.reclaim().await.unwrap().is_some());
+    node.shutdown().await;
+}
