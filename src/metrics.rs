@@ -16,6 +16,8 @@ use prometheus::{
 mod process;
 mod room;
 
+pub(crate) use self::room::{MEMINFO, meminfo_bytes};
+
 /// 0.1 ms to 10 s.
 const LATENCY_MS: &[f64] = &[
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0, 10_000.0,
@@ -186,6 +188,8 @@ metrics! {
     groups_hosted: Gauge() = "fastpaca_groups_hosted",
     /// Raft groups led by this node.
     group_leaders: Gauge() = "fastpaca_group_leaders",
+    /// Log entries that the replica furthest behind has yet to receive, of the groups led by this node.
+    replica_lag_entries: Gauge() = "fastpaca_replica_lag_entries",
     /// Commands proposed and not yet answered.
     proposals_inflight: Gauge() = "fastpaca_proposals_inflight",
     /// Bytes of commands proposed and not yet answered.

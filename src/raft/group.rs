@@ -268,6 +268,14 @@ impl Group {
         Some(metrics.last_log_index?.saturating_sub(matched))
     }
 
+    /// On the leader: how many entries the replica that is furthest behind has yet to receive.
+    pub(crate) fn largest_lag(&self) -> Option<u64> {
+        let metrics = self.metrics.borrow_watched();
+        let last = metrics.last_log_index?;
+        let matched = metrics.replication.as_ref()?.values().map(|id| id.as_ref().map_or(0, |id| id.index));
+        Some(last.saturating_sub(matched.min()?))
+    }
+
     /// On the leader: has these replicas receive the log, without a vote.
     pub async fn add_learners(&self, learners: &Members) -> Result<(), MembershipError> {
         for (replica, node_id) in learners {

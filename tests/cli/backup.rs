@@ -328,6 +328,35 @@ async fn three_nodes_are_backed_up_by_way_of_one() {
     }
 }
 
+/// One that leads a third of what is asked for, and then the one that is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_goes_on_while_nodes_die() {
+    let Some(mut cluster) = Cluster::start(Shape::of(3)) else { return };
+    let client = cluster.client(0);
+    let ids = fill_much(&client, 40).await;
+    let dir = test_dir();
+    let (path, partial) = (dir.path().join("b"), dir.path().join("b.partial"));
+    let url = format!("http://{}", cluster.addresses().all()[1]);
+    let taken = || fs::metadata(&partial).map_or(0, |metadata| metadata.len());
+
+    let mut child = command(&["backup", "--url", &url]).arg(&path).spawn().unwrap();
+    wait_until(&mut child, || taken() > 1 << 20);
+    cluster.kill(2);
+    wait_until(&mut child, || taken() > 3 << 20);
+    cluster.kill(1);
+    assert!(child.try_wait().unwrap().is_none(), "the nodes died too late to show anything");
+    cluster.spawn(1);
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert!(ended.success());
+
+    let new = small_node(&dir).start().unwrap();
+    succeeds(&mut restore(&new, &path));
+    let restored = Client::of(&new);
+    for id in &ids {
+        assert_eq!(restored.everything(id).await, client.everything(id).await);
+    }
+}
+
 /// What this version wrote once must be read for ever.
 #[test]
 fn a_backup_of_the_first_format_is_read() {

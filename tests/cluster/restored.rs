@@ -2,7 +2,9 @@
 
 use crate::ONE_AT_A_TIME;
 use crate::support::cluster::{Cluster, Shape};
+use crate::support::process::START_MAX;
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 const NODES: usize = 3;
 
@@ -37,6 +39,7 @@ async fn a_volume_from_the_past_is_refused_until_it_is_replaced() {
         cluster.wait_logged(node, &words).await;
     }
     client.append("kept", "without it").await.expect(201);
+    lag_becomes(&cluster, &[0, 1], |lag| lag > 0.0).await;
 
     cluster.wipe(2);
     cluster.set(2, "FASTPACA_REPLACE", "true");
@@ -45,6 +48,23 @@ async fn a_volume_from_the_past_is_refused_until_it_is_replaced() {
     let log = cluster.client(2).get("/v1/conversations/kept/events?consistency=local&min_version=3").await;
     assert_eq!(log.expect(200)["events"].as_array().unwrap().len(), 3);
     assert_eq!(cluster.compare_digests().await, Vec::<String>::new());
+    lag_becomes(&cluster, &[0, 1, 2], |lag| lag == 0.0).await;
+}
+
+/// Waits until the replica furthest behind, of all groups that these nodes lead, is so far behind.
+async fn lag_becomes(cluster: &Cluster, nodes: &[usize], wanted: impl Fn(f64) -> bool) {
+    let deadline = Instant::now() + START_MAX;
+    loop {
+        let mut lag = 0.0_f64;
+        for node in nodes {
+            lag = lag.max(cluster.client(*node).metric("fastpaca_replica_lag_entries").await);
+        }
+        if wanted(lag) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the furthest behind lacks {lag} entries");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// How often the last node was started, as far as the cluster knows.
