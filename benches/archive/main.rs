@@ -12,6 +12,8 @@ mod faults;
 mod http;
 #[path = "../server/load.rs"]
 mod load;
+#[path = "../../tests/support/ports.rs"]
+mod ports;
 #[allow(dead_code)] // Tests use all of it.
 #[path = "../../tests/support/postgres.rs"]
 mod postgres;

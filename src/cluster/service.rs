@@ -43,7 +43,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// How often it is looked, at a shutdown, whether the next leaderships can be handed on.
 const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
 /// Longest wait, at a shutdown, for others to take over the lead.
-const HAND_OVER_MAX: Duration = Duration::from_secs(5);
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
 /// What a node brings into a cluster.
 pub struct ClusterSettings {

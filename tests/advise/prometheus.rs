@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::passes;
+use super::support::ports::free_port;
 use super::support::process::probe;
 
 pub(crate) struct Prometheus {
@@ -32,8 +33,8 @@ impl Prometheus {
             let mut promtool = Command::new("promtool");
             passes(promtool.args(["tsdb", "create-blocks-from", "openmetrics"]).arg(&history).arg(&data));
         }
-        // Prometheus cannot say which port it was given, so one that was free a moment ago.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // Prometheus cannot say which port it was given.
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", file.display()));
         command.arg(format!("--storage.tsdb.path={}", data.display()));

@@ -173,7 +173,7 @@ async fn slow_heads_bodies_and_idle_starts_are_cut_off() {
         let started = Instant::now();
         let answer = exchange(address, head.as_bytes()).await;
         assert!(!answer.contains(" 200 "), "{head:?}: {answer}");
-        assert!(started.elapsed() < Duration::from_secs(5), "{head:?}");
+        assert!(started.elapsed() < PATIENCE, "{head:?}");
     }
     // Half a second request on a connection that already served one.
     let mut reused = TcpStream::connect(address).await.unwrap();
@@ -181,9 +181,7 @@ async fn slow_heads_bodies_and_idle_starts_are_cut_off() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     reused.write_all(b"GET /health").await.unwrap();
     let mut answer = String::new();
-    let _ = timeout(Duration::from_secs(5), reused.read_to_string(&mut answer))
-        .await
-        .expect("the connection ends");
+    let _ = timeout(PATIENCE, reused.read_to_string(&mut answer)).await.expect("the connection ends");
     assert_eq!(answer.matches(" 200 OK").count(), 1, "{answer}");
     let body =
         b"POST /v1/conversations/a/events HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"event\"";
@@ -192,22 +190,22 @@ async fn slow_heads_bodies_and_idle_starts_are_cut_off() {
     // A head that drips, and so is never idle.
     let mut dripping = TcpStream::connect(address).await.unwrap();
     let started = Instant::now();
-    while dripping.write_all(b"G").await.is_ok() && started.elapsed() < Duration::from_secs(5) {
+    while dripping.write_all(b"G").await.is_ok() && started.elapsed() < PATIENCE {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < PATIENCE);
 }
 
 #[tokio::test]
 async fn an_idle_connection_lives_longer_than_a_head_may_take() {
-    let server = TestServer::start(|config| config.header_timeout = Duration::from_millis(300));
+    let server = TestServer::start(|config| config.header_timeout = Duration::from_secs(1));
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     for _ in 0..3 {
         socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut answer = [0; 512];
         let read = timeout(PATIENCE, socket.read(&mut answer)).await.unwrap().unwrap();
         assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(2_300)).await;
     }
 }
 
@@ -267,7 +265,7 @@ async fn an_answer_nobody_reads_holds_up_nobody() {
     for _ in 0..20 {
         client.say(&fresh_conversation(&client).await, "quick", 1).await;
     }
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 async fn fresh_conversation(client: &Client) -> String {

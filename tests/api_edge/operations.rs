@@ -137,10 +137,13 @@ async fn digests_tell_states_apart() {
     assert!(full[mine]["applied"].as_u64() > empty[mine]["applied"].as_u64());
     assert_ne!(full[mine]["digest"], empty[mine]["digest"]);
     let others = |all: &serde_json::Map<String, Value>| {
-        all.iter().filter(|(group, _)| *group != mine).map(|(_, digest)| digest.clone()).collect::<Vec<_>>()
+        // The group of the cluster state, 256, is written by the node itself.
+        let of_clients = all.iter().filter(|(group, _)| *group != mine && *group != "256");
+        of_clients.map(|(_, digest)| digest.clone()).collect::<Vec<_>>()
     };
     assert_eq!(others(&full), others(&empty));
-    assert_eq!(digests().await, full);
+    let again = digests().await;
+    assert_eq!((others(&again), &again[mine]), (others(&full), &full[mine]));
 }
 
 #[tokio::test]
@@ -176,7 +179,7 @@ async fn the_rate_is_limited() {
         config.rate_limit_burst = 5;
     });
     let client = Client::new(CONVERSATIONS, server.address);
-    let mut limited = 0;
+    let (mut limited, began) = (0, std::time::Instant::now());
     for _ in 0..20 {
         let answer = client.get("absent").await;
         if answer.status == 429 {
@@ -185,7 +188,8 @@ async fn the_rate_is_limited() {
             limited += 1;
         }
     }
-    assert!((10..=15).contains(&limited), "{limited}");
+    let refilled = began.elapsed().as_secs() + 1;
+    assert!((15_u64.saturating_sub(refilled)..=15).contains(&limited), "{limited}");
     for _ in 0..20 {
         Answer::of(client.raw(Method::GET, "/health/live")).await.expect(200);
     }

@@ -331,7 +331,12 @@ async fn shutting_down_sends_streams_elsewhere() {
         let client = client.clone();
         async move { client.get("a/events?cursor=1&wait=60").await }
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let served = async {
+        while !Answer::of(client.raw(Method::GET, "/metrics")).await.text.contains("\nfastpaca_streams 3\n") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, served).await.expect("the poll is served");
     server.stop();
     let close = socket.next().await.unwrap_err().expect("a close frame");
     assert_eq!((u16::from(close.code), close.reason.as_str()), (1001, "cursor=1"));

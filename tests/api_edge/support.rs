@@ -11,7 +11,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 /// No single step of a test takes longer, unless something hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server on a thread of its own, since tests have runtimes of their own.
 pub(crate) struct TestServer {
@@ -53,7 +53,7 @@ impl TestServer {
             socket.read_to_string(&mut answer).ok()?;
             answer.starts_with("HTTP/1.1 200").then_some(())
         };
-        for _ in 0..200 {
+        for _ in 0..2_400 {
             if ready().is_some() {
                 return;
             }

@@ -12,7 +12,7 @@ async fn the_schema_may_be_left_to_a_command() {
     let world = World::over(postgres, url, |node| node.with_env("FASTPACA_MIGRATE", "false"));
     let ids = create_conversations(&world.client, "migrate", 2).await;
     world.failed("schema").await;
-    assert!(world.process.log().contains("run `fastpaca migrate`"));
+    world.until("it says what to do", async || world.process.log().contains("run `fastpaca migrate`")).await;
     assert_eq!(world.postgres.sql("SELECT to_regnamespace('fastpaca') IS NULL"), "t");
     world.append(&ids, "served all the same").await;
     let migrated = fastpaca(&["migrate"], &world.url);

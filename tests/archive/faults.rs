@@ -133,7 +133,7 @@ async fn killed_between_the_rows_and_the_mark() {
     for cycle in 0..cycles(3) {
         world.postgres.sql(
             "CREATE FUNCTION public.dawdle() RETURNS trigger LANGUAGE plpgsql AS
-                $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+                $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
              CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON fastpaca.events DEFERRABLE INITIALLY DEFERRED
                 FOR EACH ROW EXECUTE FUNCTION public.dawdle()",
         );

@@ -281,10 +281,17 @@ async fn leaders_change_while_they_trim() {
     let ids = create_conversations(&clients[0], "trimmed", 12).await;
     for id in &ids {
         let path = format!("/v1/conversations/{id}");
-        clients[0].put(&path, &json!({"policy": narrow()})).await.expect(200);
+        until("a policy is taken", async || {
+            clients[0].put(&path, &json!({"policy": narrow()})).await.status == 200
+        })
+        .await;
         for (batch, client) in clients[..3].iter().enumerate() {
             let events: Vec<Value> = (0..100).map(|n| message(&format!("{}", batch * 100 + n))).collect();
-            client.post(&format!("{path}/events"), &json!({"events": events})).await.expect(201);
+            let body = json!({"events": events, "idempotency_key": format!("batch-{batch}")});
+            until("an append is taken", async || {
+                matches!(client.post(&format!("{path}/events"), &body).await.status, 200 | 201)
+            })
+            .await;
         }
     }
     until("a node trims", async || {

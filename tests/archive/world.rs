@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Longest wait for the archive to catch up, over the backoff after a fault.
-const CAUGHT_UP_MAX: Duration = Duration::from_secs(120);
+const CAUGHT_UP_MAX: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
 
 /// One server that archives into one database.

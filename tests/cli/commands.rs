@@ -1,13 +1,13 @@
 //! The commands that speak to a server, each as a person or a script uses it.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::run::{asking, command, fails, succeeds, text};
 use crate::support::client::Client;
+use crate::support::ports::free_port;
 use crate::support::process::Process;
 use crate::support::{small_node, test_dir};
 
@@ -201,7 +201,7 @@ impl Drop for Running {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_goes_on_over_the_death_of_its_server() {
     let dir = test_dir();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let node = small_node(&dir).with_env("FASTPACA_LISTEN", format!("127.0.0.1:{port}"));
     let mut server: Process = node.start().unwrap();
     let client = Client::of(&server);

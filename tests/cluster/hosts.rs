@@ -18,6 +18,11 @@ fn reaches(network: &Network, from: usize, to: usize) -> bool {
     Command::new(program).args(arguments).args(curl).status().unwrap().success()
 }
 
+/// The same, of what must be so: a busy machine may take its time.
+fn comes_to_reach(network: &Network, from: usize, to: usize) -> bool {
+    (0..10).any(|_| reaches(network, from, to))
+}
+
 #[test]
 fn hosts_hear_each_other_until_they_are_cut() {
     let shape = Shape { hosts: true, ..Shape::of(1) };
@@ -25,13 +30,16 @@ fn hosts_hear_each_other_until_they_are_cut() {
     cluster.start_all();
     cluster.wait_ready();
     let network = cluster.network.as_ref().unwrap();
-    assert!(reaches(network, 1, 0) && reaches(network, 2, 0));
+    assert!(comes_to_reach(network, 1, 0) && comes_to_reach(network, 2, 0));
     network.cut(1, 0);
-    assert!(!reaches(network, 1, 0) && reaches(network, 2, 0), "what one host says is not heard by another");
+    assert!(
+        !reaches(network, 1, 0) && comes_to_reach(network, 2, 0),
+        "what one host says is not heard by another"
+    );
     network.heal();
-    assert!(reaches(network, 1, 0));
+    assert!(comes_to_reach(network, 1, 0));
     network.cut(0, 1);
-    assert!(!reaches(network, 1, 0) && reaches(network, 2, 0), "what is answered is not heard either");
+    assert!(!reaches(network, 1, 0) && comes_to_reach(network, 2, 0), "what is answered is not heard either");
     network.heal();
     network.lose(99);
     assert!(!reaches(network, 1, 0) && !reaches(network, 2, 0));

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 const SIGKILL: i32 = 9;
-const KILLED_MAX: Duration = Duration::from_secs(10);
+const KILLED_MAX: Duration = Duration::from_secs(60);
 
 /// The counts a kill waits for. The first ones of a start are each a state of their own; later ones repeat.
 const POINTS: [u64; 16] = [1, 2, 3, 5, 8, 20, 60, 150, 4, 6, 7, 10, 15, 30, 100, 300];

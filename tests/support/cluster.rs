@@ -7,15 +7,15 @@ use super::client::Client;
 use super::clock::Clock;
 use super::faults::SmallDisk;
 use super::netns::{self, Network};
+use super::ports::free_port;
 use super::process::{Node, Process, START_MAX, StartError};
 use super::{small_settings, test_dir};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -23,13 +23,12 @@ use tempfile::TempDir;
 /// Shared by all nodes; what it is does not matter.
 const SECRET: &str = "shared-by-the-nodes-of-a-test";
 
-/// Loopback ports are taken from here: below what systems give to outgoing connections, so that nobody takes the port of
-/// a server that is down.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
-
 /// Where a node answers with the digest of every group it hosts and the index applied there:
 /// `{"groups": {"17": {"applied": 42, "digest": "9f.."}}}`. Where nothing answers, replicas are compared by what clients see.
 const DIGESTS_PATH: &str = "/internal/digests";
+
+/// Longest wait for an answer that must come: above the server's own limits.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// Longest wait for an answer about the cluster itself.
 const VIEW_MAX: Duration = Duration::from_secs(5);
@@ -198,7 +197,7 @@ impl Cluster {
     }
 
     pub(crate) fn client(&self, index: usize) -> Client {
-        Client::at(self.members[index].address, VIEW_MAX)
+        Client::at(self.members[index].address, ANSWER_MAX)
     }
 
     pub(crate) fn start_all(&mut self) {
@@ -341,7 +340,8 @@ impl Cluster {
     }
 
     async fn get(&self, index: usize, path: &str) -> Option<Value> {
-        let answer = self.client(index).request(reqwest::Method::GET, path, None).await.ok()?;
+        let client = Client::at(self.members[index].address, VIEW_MAX);
+        let answer = client.request(reqwest::Method::GET, path, None).await.ok()?;
         (answer.status == 200).then_some(answer.body)
     }
 
@@ -429,18 +429,4 @@ impl Drop for Cluster {
             eprintln!("kept: {}", dir.keep().display());
         }
     }
-}
-
-/// A port nobody listens on, another one for each call.
-fn free_port() -> u16 {
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    let count = PORTS.end - PORTS.start;
-    let first = (std::process::id() % u32::from(count)) as u16;
-    for _ in 0..count {
-        let port = PORTS.start + first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % count;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no port of {PORTS:?} is free");
 }

@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod faults;
 pub(crate) mod ledger;
 pub(crate) mod netns;
+pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod recording;

@@ -2,8 +2,8 @@
 //! own, run by a user that is not root, since both refuse to.
 
 use super::faults::skip;
+use super::ports::free_port;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -298,12 +298,6 @@ fn as_nobody(program: &Path) -> Command {
     let id = NOBODY.to_string();
     command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]).arg(program);
     command
-}
-
-/// Free a moment ago; nobody else is given it soon.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback interface is there");
-    listener.local_addr().expect("it is bound").port()
 }
 
 fn children(parent: u32) -> Vec<Pid> {

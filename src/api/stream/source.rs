@@ -70,7 +70,8 @@ impl Source {
             delivered: position,
             frames_total: scope.app.metrics.stream_frames_total.clone(),
             ready: VecDeque::new(),
-            is_live: false,
+            // Who begins at the newest version has nothing to catch up with.
+            is_live: position == current,
             owes_window: false,
             next_window: Instant::now(),
             is_over: false,

@@ -201,7 +201,7 @@ async fn waiting_for_space_ends_when_it_returns() {
     let mut appended = 0;
     loop {
         let append = journal.append(Class::Essential, &drafts, None);
-        match tokio::time::timeout(Duration::from_millis(300), append).await {
+        match tokio::time::timeout(Duration::from_secs(3), append).await {
             Ok(positions) => drop(positions.unwrap()),
             Err(_still_waiting) => break,
         }

@@ -151,7 +151,7 @@ async fn a_call_ends_at_its_limit() {
     let (mut arrivals, free) = holding(&b);
     a.link(&[&b]).await;
     let body = [Bytes::from_static(b"x")];
-    let answer = a.peers.call(b.id, Lane::Control, 2, &body, Duration::from_millis(50)).await;
+    let answer = a.peers.call(b.id, Lane::Control, 2, &body, Duration::from_secs(2)).await;
     arrivals.recv().await.expect("it arrived");
     assert!(matches!(answer, Err(CallError::Lost(_))), "{answer:?}");
     free.cancel();

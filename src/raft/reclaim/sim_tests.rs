@@ -19,18 +19,19 @@ const CONVERSATIONS: u64 = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_whenever_the_power_goes() {
-    let seeds = match std::env::var("RECLAIM_SEED") {
-        Ok(seed) => seed.parse().unwrap()..=seed.parse().unwrap(),
-        Err(_) => 0..=SEEDS - 1,
-    };
+    let only: Option<u64> = std::env::var("RECLAIM_SEED").ok().map(|seed| seed.parse().unwrap());
     let mut passes = 0;
-    for seed in seeds.clone() {
+    // How far a life comes differs from machine to machine: more seeds until enough was seen.
+    for seed in only.map_or(0..SEEDS * 5, |seed| seed..seed + 1) {
+        if only.is_none() && seed >= SEEDS && passes > 10 {
+            break;
+        }
         eprintln!("RECLAIM_SEED={seed}");
         let mut world = World::new(seed);
         world.run().await;
         passes += world.passes;
     }
-    assert!(seeds.count() == 1 || passes > 10, "only {passes} passes removed anything");
+    assert!(only.is_some() || passes > 10, "only {passes} passes removed anything");
 }
 
 /// What was acknowledged, and the one write that may or may not have come through.
