@@ -8,10 +8,11 @@ help: ## List the targets.
 run: ## Run the server on port 4000, with its data under ./data.
 	cargo run --release --locked
 
-check: ## Formatting, lints, and dependencies where cargo-deny is installed. Changes nothing.
+check: ## Formatting, lints, and dependencies where cargo-deny and cargo-audit are installed. Changes nothing.
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo 'cargo-deny is not installed: dependencies not checked'; fi
+	@if cargo audit --version >/dev/null 2>&1; then cargo audit; else echo 'cargo-audit is not installed: advisories not checked'; fi
 
 fix: ## Format, apply what the lints suggest, and regenerate the generated pages.
 	cargo clippy --locked --all-targets --fix --allow-dirty --allow-staged

@@ -10,6 +10,7 @@
 mod faults;
 #[path = "../server/http.rs"]
 mod http;
+mod layouts;
 #[path = "../server/load.rs"]
 mod load;
 #[path = "../../tests/support/ports.rs"]

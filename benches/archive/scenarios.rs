@@ -1,13 +1,13 @@
 //! Appends with and without an archive, and a backlog beside a bare `COPY` of the same rows.
 
 use crate::Error;
+use crate::layouts::{self, psql};
 use crate::load::{Conversations, Extent, Load, Order, Request};
 use crate::postgres::Postgres;
 use crate::process::{Node, Process};
 use crate::report::{Report, seconds};
 use crate::run::{Measured, measure};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -130,22 +130,16 @@ fn backlog(settings: &Settings, report: &mut Report) -> Result<(), Error> {
     let (took, copied) = copy(&postgres, dir.path(), rows)?;
     report.figure("bare COPY, rows a second", format!("{copied:.0} (in {})", seconds(took)));
     report.at_least("drain rate, × bare COPY", drained / copied, 0.5);
-    Ok(())
+    layouts::run(&postgres, dir.path(), report)
 }
 
 /// What `psql` needs for the same rows into a table of the same shape.
 fn copy(postgres: &Postgres, dir: &Path, rows: u64) -> Result<(Duration, f64), Error> {
     let file = dir.join("events.copy");
-    let psql = |sql: &str| {
-        let done = Command::new("psql")
-            .args([&postgres.url(), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql])
-            .status()?;
-        if done.success() { Ok(()) } else { Err(Error::from("psql failed")) }
-    };
-    psql(&format!("\\copy fastpaca.events TO '{}'", file.display()))?;
-    psql("CREATE TABLE fastpaca.copied (LIKE fastpaca.events INCLUDING ALL)")?;
+    psql(postgres, &format!("\\copy fastpaca.events TO '{}'", file.display()))?;
+    psql(postgres, "CREATE TABLE fastpaca.copied (LIKE fastpaca.events INCLUDING ALL)")?;
     let begun = Instant::now();
-    psql(&format!("\\copy fastpaca.copied FROM '{}'", file.display()))?;
+    psql(postgres, &format!("\\copy fastpaca.copied FROM '{}'", file.display()))?;
     let took = begun.elapsed();
     Ok((took, rows as f64 / took.as_secs_f64()))
 }
