@@ -46,6 +46,8 @@ pub(crate) struct GroupLog {
     pub(crate) purged: Option<LogId>,
     /// Entries after `purged`, contiguous.
     entries: VecDeque<Slot>,
+    /// Where frames begin at the earliest that are being written: what they say is not in this state yet.
+    writing_from: Option<Position>,
     /// Where the frames of a snapshot begin that is on its way.
     import_from: Option<Position>,
     /// Where those of an installed snapshot begin that the index does not durably hold yet.
@@ -92,10 +94,11 @@ impl GroupLog {
         self.entries.back().map(|slot| slot.log_id).or(self.purged)
     }
 
-    /// Where recovery must begin to see every retained entry and an unfinished snapshot.
+    /// Where recovery must begin to see every retained entry, an unfinished snapshot, and what this state does not say yet.
     pub(crate) fn first_retained(&self) -> Option<Position> {
         let entry = self.entries.front().map(|slot| slot.frame);
-        entry.into_iter().chain(self.import_from).chain(self.installed_from).min()
+        let others = [self.writing_from, self.import_from, self.installed_from];
+        entry.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// The last entry up to index `upto` whose frame lies before `cutoff`.
@@ -244,9 +247,19 @@ impl LogStore {
 
     /// From here on the log is that of another replica, or of none: durable on return, and empty.
     pub(crate) async fn adopt(&self, replica: ReplicaId) -> io::Result<()> {
+        let _writing = self.writing();
         self.write_synced(FrameKind::Replica, &codec::encode_replica(replica)).await?;
         *self.state.lock() = GroupLog::of(replica);
         Ok(())
+    }
+
+    /// To be held from before a frame is written until the state says the same: a checkpoint in between must not have
+    /// recovery begin behind the frame. One at a time for each group, as openraft calls its log.
+    fn writing(&self) -> Writing<'_> {
+        let mut state = self.state.lock();
+        // Under the lock: whoever looks at the state later sees this, and the frame lies behind who looked before.
+        state.writing_from = Some(self.journal.end());
+        Writing(self)
     }
 
     /// Opens a snapshot's frames in the journal, or goes on with those that an interrupted transfer left. Recovery sees
@@ -319,6 +332,7 @@ impl LogStore {
 
     /// Writes entries as one append, then makes them readable.
     async fn append_batch(&self, batch: Vec<Encoded>, done: Option<Completion>) -> io::Result<()> {
+        let _writing = self.writing();
         let parts: Vec<[&[u8]; 2]> = batch.iter().map(|e| [&e.header[..], &e.body[..]]).collect();
         let drafts: Vec<Draft<'_>> = parts
             .iter()
@@ -403,6 +417,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let _writing = self.writing();
         self.write_synced(FrameKind::Vote, &codec::encode_vote(vote)).await?;
         self.state.lock().vote = Some(*vote);
         Ok(())
@@ -447,6 +462,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let _writing = self.writing();
         self.write_synced(FrameKind::TruncateAfter, &codec::encode_log_id(last.as_ref())).await?;
         self.state.lock().truncate_after(last);
         Ok(())
@@ -456,6 +472,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write(FrameKind::PurgeTo, &codec::encode_log_id(Some(&upto)), None).await?;
         self.state.lock().purge(upto);
         Ok(())
+    }
+}
+
+/// See [`LogStore::writing`].
+struct Writing<'a>(&'a LogStore);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().writing_from = None;
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::StorageError;
+use openraft::storage::RaftLogStorage;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
@@ -16,11 +17,12 @@ use super::node::{Node, NodeSettings};
 use super::reclaim::ReclaimSettings;
 use super::recovery::RecoverySettings;
 use super::state_machine::StateMachine;
-use super::types::TypeConfig;
+use super::types::{LeaderId, TypeConfig, Vote};
 use crate::conversation::{
     Action, Command, ConversationId, EventRange, Idempotency, Location, Mark, Marks, NewMessage, PartKind,
     PartMeta, Policy, Reply, RoleKind, ToolRef, Trim, Trims, plan_events,
 };
+use crate::journal::sim::SimDisk;
 use crate::journal::{Disk, Journal, OpenError, Options, RealDisk, ScanFrom};
 use crate::metrics::Metrics;
 use crate::store::{Batch, CacheSizes, Failure, GroupStore, Index, Shared, SledIndex, StoreError};
@@ -66,6 +68,43 @@ fn passes_the_storage_suite_of_openraft() {
         .unwrap()
         .block_on(Suite::test_all(SuiteBuilder))
         .unwrap();
+}
+
+/// A checkpoint that is written while a frame is on its way to disk must not have recovery begin behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_begins_before_what_is_being_written() {
+    let disk = SimDisk::new();
+    let (journal, _) =
+        Journal::open(journal_options(), Arc::new(disk.clone()), ScanFrom::Beginning, &mut |_| Ok(()))
+            .unwrap();
+    let log = LogStore::new(0, journal.clone(), GroupLog::default());
+    let vote = Vote { leader_id: LeaderId { term: 2, node_id: REPLICA }, committed: true };
+    for write in 0..3 {
+        let (held, mut log) = (disk.hold_syncs(), log.clone());
+        let look = log.clone();
+        let written = tokio::spawn(async move {
+            match write {
+                0 => log.adopt(REPLICA).await.unwrap(),
+                1 => log.save_vote(&vote).await.unwrap(),
+                _ => log.truncate_after(None).await.unwrap(),
+            }
+        });
+        let from = async {
+            loop {
+                match look.with(GroupLog::first_retained) {
+                    Some(from) if from < journal.end() => return from,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let from = tokio::time::timeout(Duration::from_secs(60), from).await;
+        from.unwrap_or_else(|_| panic!("write {write} is not seen"));
+        assert!(!written.is_finished());
+        drop(held);
+        written.await.unwrap();
+        assert_eq!(look.with(GroupLog::first_retained), None, "write {write}");
+    }
+    assert_eq!(log.with(|log| (log.replica, log.vote)), (REPLICA, Some(vote)));
 }
 
 /// Opens a journal's directory once its former holder, which may just be letting go, has.

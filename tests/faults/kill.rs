@@ -41,3 +41,20 @@ async fn killed_under_load_and_while_starting() {
         "{cycles} cycles of two kills: {present} appends present once and in order, {lost} of them unanswered at first"
     );
 }
+
+/// A node that has just been founded is killed while its first checkpoints fall among the replicas that it begins to host.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_just_after_it_was_founded() {
+    for _ in 0..cycles(4) {
+        let dir = test_dir();
+        let node = small_node(&dir).with_env("FASTPACA_CHECKPOINT_INTERVAL_MS", "250");
+        let mut process = node.start().unwrap();
+        let ids = create_conversations(&Client::of(&process), "young", 64).await;
+        process.kill();
+        let process = node.start().unwrap();
+        let client = Client::of(&process);
+        for id in &ids {
+            assert!(client.log(id).await.is_empty(), "{id}");
+        }
+    }
+}

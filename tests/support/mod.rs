@@ -18,10 +18,12 @@ pub(crate) mod stream;
 use process::Node;
 use tempfile::TempDir;
 
-/// A directory of its own for one test's servers, on the disk of the build rather than a tmpfs.
+/// A directory of its own for one test's servers, on the disk of the build rather than a tmpfs. `FASTPACA_TEST_KEEP=1` has
+/// it stay.
 pub(crate) fn test_dir() -> TempDir {
     tempfile::Builder::new()
         .prefix("test-")
+        .disable_cleanup(std::env::var_os("FASTPACA_TEST_KEEP").is_some())
         .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
         .expect("the build directory is writable")
 }
