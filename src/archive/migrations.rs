@@ -7,7 +7,10 @@ use sha2::{Digest, Sha256};
 use sqlx::{Connection, Executor, PgConnection, Row};
 
 /// In order. A script that was ever released is never changed.
-const SCRIPTS: &[(i64, &str, &str)] = &[(1, "archive", include_str!("../../migrations/0001_archive.sql"))];
+const SCRIPTS: &[(i64, &str, &str)] = &[
+    (1, "archive", include_str!("../../migrations/0001_archive.sql")),
+    (2, "summarize", include_str!("../../migrations/0002_summarize.sql")),
+];
 
 /// Any number; nodes that migrate at the same time must agree on it.
 const LOCK: i64 = 0x6661_7374_7061_6361;
@@ -113,6 +116,6 @@ mod tests {
                 format!("{version} {name} {hex}")
             })
             .collect();
-        assert_eq!(sums, ["1 archive 68420fb0d579a0bc"]);
+        assert_eq!(sums, ["1 archive 68420fb0d579a0bc", "2 summarize b1b38129d01dbc70"]);
     }
 }

@@ -250,7 +250,7 @@ impl RaftService {
             *slot.activity.lock() = Activity::Installing;
             held.take().expect("it is the current one")
         };
-        let snapshot = Snapshot { meta, snapshot: GroupSnapshot::Received(import) };
+        let snapshot = Snapshot { meta, snapshot: GroupSnapshot::Received(Box::new(import)) };
         let installed = target.raft.install_full_snapshot(vote, snapshot).await;
         self.forget(to);
         let answer = installed.map_err(refused)?;

@@ -29,8 +29,9 @@ const BLOCKS_IN_FLIGHT: usize = 4;
 pub(crate) enum GroupSnapshot {
     /// A handle to the group that has them.
     Local(Arc<GroupStore>),
-    /// What came from another node.
-    Received(Import),
+    /// What came from another node. Boxed: openraft moves commands as large as the largest of them, several times for each
+    /// append.
+    Received(Box<Import>),
 }
 
 /// The group's newest durable checkpoint as a snapshot; `None` before the first.
@@ -97,7 +98,7 @@ impl StateMachine {
             return Ok(());
         }
         let import = match source {
-            GroupSnapshot::Received(import) => import,
+            GroupSnapshot::Received(import) => *import,
             GroupSnapshot::Local(source) => self.copy(source).await?,
         };
         let commit = encode_commit(at, &meta.last_membership);

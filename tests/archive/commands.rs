@@ -16,7 +16,7 @@ async fn the_schema_may_be_left_to_a_command() {
     assert_eq!(world.postgres.sql("SELECT to_regnamespace('fastpaca') IS NULL"), "t");
     world.append(&ids, "served all the same").await;
     let migrated = fastpaca(&["migrate"], &world.url);
-    assert_eq!(text(&migrated.stdout), "applied: archive\n", "{migrated:?}");
+    assert_eq!(text(&migrated.stdout), "applied: archive, summarize\n", "{migrated:?}");
     world.archive_is_the_log().await;
     let again = fastpaca(&["migrate"], &world.url);
     assert_eq!(text(&again.stdout), "the archive's schema is up to date\n");

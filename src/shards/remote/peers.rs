@@ -27,7 +27,8 @@ impl Links for Peers {
     }
 }
 
-/// Serves other nodes' calls on the runtime of requests, not on that of the links.
+/// Serves other nodes' calls on the runtime of requests, not on that of the links. Writes come on the lane whose
+/// connections run there anyway.
 pub(in crate::shards) struct PeerService {
     pub shards: Shards,
     pub runtime: Handle,
@@ -37,6 +38,9 @@ impl Service for PeerService {
     fn call<'a>(&'a self, _: &'a Remote, method: u16, body: Bytes) -> Answer<'a> {
         let shards = self.shards.clone();
         let served = async move { shards.serve(method, body).await.map_err(Refused) };
-        Box::pin(served_by(self.runtime.spawn(served)))
+        match Method::from_number(method) {
+            Some(Method::ForwardWrite) => Box::pin(served),
+            _ => Box::pin(served_by(self.runtime.spawn(served))),
+        }
     }
 }
