@@ -149,7 +149,7 @@ async fn a_write_is_followed_through_forward_raft_and_apply() {
             assert!(spans[..2].iter().all(|span| span["node"] == "node-1"), "{spans:#?}");
             assert!(spans[2..].iter().all(|span| span["node"] == spans[2]["node"]), "{spans:#?}");
             let group = attribute(&spans[3], "fastpaca.group");
-            let [leader, later] = [&view, &after].map(|view| &view["leaders_by_group"][group]);
+            let [leader, later] = [&view, &after].map(|view| &view["leaders_by_group"][&group]);
             // A leader that changed meanwhile tells nothing.
             assert!(leader != later || spans[3]["node"] == *leader, "{spans:#?}");
             elsewhere += 1;
