@@ -366,7 +366,7 @@ impl FrameHeader {
 }
 
 /// The file that holds a segment.
-pub(super) fn segment_file(number: u32) -> String {
+pub(crate) fn segment_file(number: u32) -> String {
     format!("{number:010}.segment")
 }
 

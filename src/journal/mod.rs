@@ -45,6 +45,7 @@ use parking_lot::Mutex;
 pub use batch::{Completion, Draft};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{AppendError, OpenError, VisitError};
+pub(crate) use format::segment_file;
 pub use format::{FIRST_SEGMENT, FrameKind, Position};
 pub use options::{BatchReport, Observer, OnPoison, Options, Unobserved};
 pub use queue::{Class, Space};

@@ -37,7 +37,7 @@ pub(crate) use self::survey::Survey;
 pub(crate) use self::transfer::{Block, Resume, completes};
 pub use self::trims::Trimmable;
 use crate::conversation::{ConversationId, EventRun, HistoryError, Location};
-use crate::journal::Journal;
+use crate::journal::{Journal, segment_file};
 use crate::metrics::Metrics;
 
 /// What can go wrong here. None of it is a client's fault, and none of it may be served over.
@@ -51,7 +51,7 @@ pub enum StoreError {
     Disagrees { group: u16, expected: u64, found: u64 },
     #[error("group {group}: the command at log index {index} does not decode: {reason}")]
     Command { group: u16, index: u64, reason: String },
-    #[error("message bytes at segment {segment}, offset {offset} are damaged")]
+    #[error("message bytes in {file} at offset {offset} are damaged", file = segment_file(*segment))]
     Damaged { segment: u32, offset: u32 },
     #[error("group {group} is being replaced by a snapshot")]
     Installing { group: u16 },
