@@ -45,8 +45,11 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Seconds of each measurement of appends, after a warm-up
-    #[arg(long, default_value_t = 12.0)]
+    #[arg(long, default_value_t = 8.0)]
     seconds: f64,
+    /// How often that is done, the kinds taking turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
     /// Messages of the backlog
     #[arg(long, default_value_t = 500_000)]
     backlog: u64,
@@ -76,9 +79,10 @@ fn main() -> ExitCode {
             Ok(())
         }
         None => scenarios::run(&match arguments.quick {
-            true => scenarios::Settings { seconds: 1.0, backlog: 20_000, dir: arguments.dir },
+            true => scenarios::Settings { seconds: 1.0, rounds: 1, backlog: 20_000, dir: arguments.dir },
             false => scenarios::Settings {
                 seconds: arguments.seconds,
+                rounds: arguments.rounds.into(),
                 backlog: arguments.backlog,
                 dir: arguments.dir,
             },

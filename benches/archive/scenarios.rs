@@ -21,6 +21,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 pub(crate) struct Settings {
     pub(crate) seconds: f64,
+    pub(crate) rounds: usize,
     pub(crate) backlog: u64,
     pub(crate) dir: PathBuf,
 }
@@ -46,23 +47,37 @@ enum Archive {
 
 fn appends(settings: &Settings, report: &mut Report) -> Result<(), Error> {
     report.heading("Durable single appends, 600 bytes, 1,000 conversations, 64 connections");
-    let off = appended(settings, Archive::Off)?;
-    let on = appended(settings, Archive::On)?;
-    let paused = appended(settings, Archive::Paused)?;
-    let stopped = appended(settings, Archive::Stopped)?;
-    let off_again = appended(settings, Archive::Off)?;
-    report.row("no archive", &off, 1, &off);
-    report.row("archive", &on, 1, &off);
-    report.row("archive, Postgres paused (SIGSTOP)", &paused, 1, &off);
-    report.row("archive, Postgres stopped", &stopped, 1, &off);
-    report.row("no archive, once more", &off_again, 1, &off);
-    // Both ends of the run, so that a machine that gets slower is not taken for the archive's doing.
-    let base = (off.rate() + off_again.rate()) / 2.0;
-    let p99 = off.outcome.p99_us.max(off_again.outcome.p99_us) as f64;
-    report.at_least("append rate with archive, × without", on.rate() / base, 0.8);
-    report.at_most("append p99, Postgres paused, × without", paused.outcome.p99_us as f64 / p99, 1.1);
-    report.at_most("append p99, Postgres stopped, × without", stopped.outcome.p99_us as f64 / p99, 1.1);
+    let first = appended(settings, Archive::Off)?;
+    report.row("no archive", &first, 1, &first);
+    let (mut rates, mut paused_p99s, mut stopped_p99s) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rate_before, mut p99_before) = (first.rate(), first.outcome.p99_us);
+    for _ in 0..settings.rounds {
+        let mut measured = |label: &str, archive| {
+            let measured = appended(settings, archive)?;
+            report.row(label, &measured, 1, &first);
+            Ok::<_, Error>(measured)
+        };
+        let on = measured("archive", Archive::On)?;
+        let paused = measured("archive, Postgres paused (SIGSTOP)", Archive::Paused)?;
+        let stopped = measured("archive, Postgres stopped", Archive::Stopped)?;
+        let off = measured("no archive", Archive::Off)?;
+        // Both ends of a round, so that a machine that gets slower is not taken for the archive's doing.
+        let (rate, p99) = ((rate_before + off.rate()) / 2.0, (p99_before + off.outcome.p99_us) as f64 / 2.0);
+        rates.push(on.rate() / rate);
+        paused_p99s.push(paused.outcome.p99_us as f64 / p99);
+        stopped_p99s.push(stopped.outcome.p99_us as f64 / p99);
+        (rate_before, p99_before) = (off.rate(), off.outcome.p99_us);
+    }
+    println!("  medians of {} rounds:", settings.rounds);
+    report.at_least("append rate with archive, × without", median(rates), 0.8);
+    report.at_most("append p99, Postgres paused, × without", median(paused_p99s), 1.1);
+    report.at_most("append p99, Postgres stopped, × without", median(stopped_p99s), 1.1);
     Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn appended(settings: &Settings, archive: Archive) -> Result<Measured, Error> {
