@@ -162,7 +162,7 @@ metrics! {
     idempotent_replays_total: Counter() = "fastpaca_idempotent_replays_total",
     /// Time to count the tokens of one request, in seconds.
     token_count_seconds: Histogram(COUNT_SECONDS) = "fastpaca_token_count_seconds",
-    /// HTTP requests answered, by class of status.
+    /// HTTP requests answered, by class of status; those about health are not counted.
     http_requests: StatusClasses() = "fastpaca_http_requests_total",
     /// HTTP requests being served.
     http_inflight: Gauge() = "fastpaca_http_requests_inflight",

@@ -279,7 +279,7 @@ pub static THRESHOLDS: &[Threshold] = &[
         minutes: 15,
         essential: false,
         action: "the cluster evens leaders out by itself once all nodes are up and active: look for one that is draining or down",
-        source: "this server: leaders move a few at a time; with three nodes and one down it is 1.5 for good",
+        source: "this server: leaders move a few at a time; with three nodes and one down it is 1.5 or more for good",
     },
 ];
 

@@ -175,7 +175,9 @@ impl App {
             response = compress(response, accepted).await;
         }
         let status = response.status().as_u16();
-        metrics.requests(status);
+        if !is_health(uri.path()) {
+            metrics.requests(status);
+        }
         if let Some(span) = &mut span {
             describe(span, &method, uri.path(), status, &request_id);
         }
@@ -251,12 +253,17 @@ impl App {
     }
 }
 
+/// Asked all the time by whoever looks after nodes: neither limited nor counted. A node that is not ready is no error.
+fn is_health(path: &str) -> bool {
+    path.starts_with("/health/")
+}
+
 impl Inner {
     /// Decides whether to serve a request, before anything of its body is read.
     fn admit(&self, request: &Request) -> Result<Admission<'_>, ApiError> {
         let uri = request.uri();
         let gauge = Counted::new(&self.app.metrics.http_inflight);
-        if uri.path().starts_with("/health/") {
+        if is_health(uri.path()) {
             return Ok((gauge, None));
         }
         if !self.is_public(uri.path()) {

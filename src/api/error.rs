@@ -143,7 +143,9 @@ impl ApiError {
                 "May or may not have been applied ({why}): retry with the same idempotency_key or if_version"
             ),
             ApiError::TooManyStreams { limit } => format!("This node already serves {limit} streams"),
-            ApiError::Draining => "This node is shutting down; not applied, retry on another node".into(),
+            ApiError::Draining => {
+                "This node is draining or shutting down; not applied, retry on another node".into()
+            }
         }
     }
 

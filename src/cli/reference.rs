@@ -60,7 +60,7 @@ fn section(command: &clap::Command, parent: &str, text: &mut String) {
     let name = format!("{parent} {}", command.get_name());
     let below: Vec<&clap::Command> =
         command.get_subcommands().filter(|command| command.get_name() != "help").collect();
-    if below.is_empty() {
+    if below.is_empty() || command.get_positionals().next().is_some() {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         let usage = command.clone().render_usage().to_string();
         text.push_str(&format!(
@@ -89,6 +89,7 @@ fn row(argument: &clap::Arg) -> Option<String> {
     } else {
         String::new()
     };
-    let shown = argument.to_string().replace('|', "\\|");
+    let short = argument.get_short().map_or_else(String::new, |short| format!("-{short}, "));
+    let shown = format!("{short}{argument}").replace('|', "\\|");
     Some(format!("| `{shown}` | {help}{default} |\n"))
 }

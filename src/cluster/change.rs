@@ -15,7 +15,7 @@ pub const REMOVED_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "two nodes are called `{0}`: another node of that name is up, or was until a moment ago; give each its own FASTPACA_NODE_NAME"
+        "two nodes are called `{0}`: another node of that name is up, or was until a moment ago; give each its own FASTPACA_NODE_NAME, or, where this one takes the place of a node whose disk is lost, start it with FASTPACA_REPLACE=true"
     )]
     NameTaken(String),
     #[error(

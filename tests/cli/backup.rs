@@ -135,6 +135,16 @@ async fn a_cluster_made_of_a_backup_is_the_same() {
     assert!(
         fails(&mut restore(&new, &path), 1).contains("the cluster holds stranger, which the backup does not")
     );
+    // Whatever the cluster holds is compared before anything is written.
+    let another = test_dir();
+    let mine = small_node(&another).start().unwrap();
+    Client::of(&mine).create("keyed").await;
+    Client::of(&mine).append("keyed", "my own").await.expect(201);
+    assert!(
+        fails(&mut restore(&mine, &path), 1).contains("keyed: it is at version 1 in the cluster, with other")
+    );
+    let there = Client::of(&mine).get("/v1/conversations").await.expect(200);
+    assert_eq!(there["conversations"].as_array().unwrap().len(), 1, "{there}");
     // Keys are forgotten as ever: the numbers of those that were restored are in order.
     for n in 2_000..2_200 {
         restored.post("/v1/conversations/keyed/events", &keyed(n)).await.expect(201);

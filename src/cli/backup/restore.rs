@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use super::file::Reader;
@@ -34,9 +34,9 @@ struct Job {
 
 /// Answers what to print.
 pub(super) async fn run(client: Client, path: &Path) -> Result<String, String> {
-    // A bad backup is refused before anything of it is written.
-    let is_empty = prove(&client, path).await?;
     let client = Arc::new(client);
+    // A bad backup, or one that is not of this cluster, is refused before anything of it is written.
+    let is_empty = prove(&client, path).await?;
     let (mut senders, mut workers) = (Vec::new(), JoinSet::new());
     for _ in 0..WORKERS {
         let (sender, receiver) = mpsc::channel(WAITING);
@@ -69,14 +69,17 @@ pub(super) async fn run(client: Client, path: &Path) -> Result<String, String> {
     Ok(format!("restored {}\n", walk.sum()))
 }
 
-/// Reads all of the backup. True when the cluster is empty; an error when it holds conversations that are not in it.
-async fn prove(client: &Client, path: &Path) -> Result<bool, String> {
+/// Reads all of the backup, and compares what the cluster holds with it. True when the cluster is empty; an error when it
+/// holds conversations that are not in the backup, or other versions of those that are.
+async fn prove(client: &Arc<Client>, path: &Path) -> Result<bool, String> {
     let mut reader = Reader::open(path)?;
     let bar = progress::bytes("verifying", reader.size());
     let mut listing = Listing::of(client);
     let mut there = listing.next().await?.unwrap_or_default().into_iter();
     let is_empty = there.len() == 0;
     let mut expected = id_of(there.next());
+    let (mut present, mut comparing) = (None, JoinSet::new());
+    let mut differs: Result<(), String> = Ok(());
     let mut walk = Walk::default();
     while let Some(excerpts) = reader.next(&mut walk)? {
         for excerpt in excerpts {
@@ -88,17 +91,40 @@ async fn prove(client: &Client, path: &Path) -> Result<bool, String> {
                     next = there.next();
                 }
                 expected = id_of(next);
+                present = Some(excerpt.id.clone());
+            }
+            if present.as_ref() != Some(&excerpt.id) {
+                continue;
+            }
+            let count = excerpt.commands.len();
+            for (at, command) in (1..).zip(excerpt.commands) {
+                if comparing.len() == WORKERS {
+                    differs = differs.and(ended(comparing.join_next().await));
+                }
+                let (client, id) = (client.clone(), excerpt.id.clone());
+                let is_last = excerpt.next.is_none() && at == count;
+                comparing.spawn(async move {
+                    let compared = is_there(&client, &id, &command, is_last).await;
+                    compared.map(drop).map_err(|error| format!("{id}: {error}"))
+                });
             }
         }
         bar.set_position(reader.offset());
+    }
+    while let Some(compared) = comparing.join_next().await {
+        differs = differs.and(ended(Some(compared)));
     }
     bar.finish_and_clear();
     match expected {
         Some(id) => {
             Err(format!("the cluster holds {id}, which the backup does not: restore into an empty one"))
         }
-        None => Ok(is_empty),
+        None => differs.map(|()| is_empty),
     }
+}
+
+fn ended(task: Option<Result<Result<(), String>, JoinError>>) -> Result<(), String> {
+    task.map_or(Ok(()), |ended| ended.map_err(|error| error.to_string())?)
 }
 
 fn id_of(described: Option<Value>) -> Option<String> {
