@@ -4,7 +4,7 @@
 use crate::support::client::{Answer, Client, message};
 use crate::support::cluster::{Cluster, Shape};
 use crate::support::create_conversations;
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{PgBouncer, Postgres};
 use crate::support::stream::{Next, Stream};
 use crate::world::{World, archive_settings, text};
 use serde_json::{Value, json};
@@ -156,6 +156,24 @@ async fn what_was_trimmed_is_read_as_before() {
         assert_eq!(seen(&world, id).await, *before, "{id}");
     }
     world.archive_is_the_log().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_trimmed_is_read_by_way_of_a_pooler() {
+    let Some(postgres) = Postgres::start() else { return };
+    let Some(bouncer) = PgBouncer::start(&postgres) else { return };
+    let mut world = World::over(postgres, bouncer.url(), settings);
+    fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
+    world.archive_is_the_log().await;
+    let before = seen(&world, "narrow").await;
+
+    world.process.terminate();
+    world.process.wait_exit(ANSWER_MAX).expect("it stops");
+    world.node = world.node.clone().with_env("FASTPACA_TAIL_KEEP", "50");
+    world.restart();
+    trimmed_to(&world, 5 * EVENT_RUN).await;
+    assert_eq!(seen(&world, "narrow").await, before);
+    assert!(world.client.metric("fastpaca_archive_read_events_total").await > 0.0);
 }
 
 /// What was trimmed is given back by the disk, and is still there: also when the index is made anew.
