@@ -17,7 +17,7 @@ use crate::cli::listing::Listing;
 use crate::cli::progress;
 use crate::conversation::ConversationId;
 use crate::shards::placement::group_of;
-use crate::shards::{RestoringCommand, digest_of_digests};
+use crate::shards::{Excerpt, RestoringCommand, digest_of_digests};
 
 /// Conversations restored at once: what waits for one disk shares its flushes.
 const WORKERS: usize = 16;
@@ -30,6 +30,16 @@ struct Job {
     command: RestoringCommand,
     /// Nothing follows for this conversation.
     is_last: bool,
+}
+
+/// What an excerpt asks for, in order.
+fn jobs(excerpt: Excerpt) -> impl Iterator<Item = Job> {
+    let Excerpt { id, commands, next } = excerpt;
+    let count = commands.len();
+    (1..).zip(commands).map(move |(at, command)| {
+        let is_last = next.is_none() && at == count;
+        Job { id: id.clone(), command, is_last }
+    })
 }
 
 /// Answers what to print.
@@ -50,10 +60,8 @@ pub(super) async fn run(client: Client, path: &Path) -> Result<String, String> {
         for excerpt in excerpts {
             let id = ConversationId::parse(&excerpt.id).map_err(|error| error.to_string())?;
             let sender = &senders[usize::from(group_of(&id)) % WORKERS];
-            let count = excerpt.commands.len();
-            for (at, command) in (1..).zip(excerpt.commands) {
-                let is_last = excerpt.next.is_none() && at == count;
-                if sender.send(Job { id: excerpt.id.clone(), command, is_last }).await.is_err() {
+            for job in jobs(excerpt) {
+                if sender.send(job).await.is_err() {
                     // The worker has ended, and tells why.
                     break 'all;
                 }
@@ -63,7 +71,7 @@ pub(super) async fn run(client: Client, path: &Path) -> Result<String, String> {
     }
     drop(senders);
     while let Some(worked) = workers.join_next().await {
-        worked.map_err(|error| error.to_string())??;
+        ended(worked)?;
     }
     bar.finish_and_clear();
     Ok(format!("restored {}\n", walk.sum()))
@@ -96,23 +104,20 @@ async fn prove(client: &Arc<Client>, path: &Path) -> Result<bool, String> {
             if present.as_ref() != Some(&excerpt.id) {
                 continue;
             }
-            let count = excerpt.commands.len();
-            for (at, command) in (1..).zip(excerpt.commands) {
-                if comparing.len() == WORKERS {
-                    differs = differs.and(ended(comparing.join_next().await));
+            for job in jobs(excerpt) {
+                if comparing.len() == WORKERS
+                    && let Some(compared) = comparing.join_next().await
+                {
+                    differs = differs.and(ended(compared));
                 }
-                let (client, id) = (client.clone(), excerpt.id.clone());
-                let is_last = excerpt.next.is_none() && at == count;
-                comparing.spawn(async move {
-                    let compared = is_there(&client, &id, &command, is_last).await;
-                    compared.map(drop).map_err(|error| format!("{id}: {error}"))
-                });
+                let client = client.clone();
+                comparing.spawn(async move { is_there(&client, &job).await.map(drop) });
             }
         }
         bar.set_position(reader.offset());
     }
     while let Some(compared) = comparing.join_next().await {
-        differs = differs.and(ended(Some(compared)));
+        differs = differs.and(ended(compared));
     }
     bar.finish_and_clear();
     match expected {
@@ -123,8 +128,9 @@ async fn prove(client: &Arc<Client>, path: &Path) -> Result<bool, String> {
     }
 }
 
-fn ended(task: Option<Result<Result<(), String>, JoinError>>) -> Result<(), String> {
-    task.map_or(Ok(()), |ended| ended.map_err(|error| error.to_string())?)
+/// What came of a task; one that panicked failed.
+fn ended(task: Result<Result<(), String>, JoinError>) -> Result<(), String> {
+    task.map_err(|error| error.to_string())?
 }
 
 fn id_of(described: Option<Value>) -> Option<String> {
@@ -133,25 +139,21 @@ fn id_of(described: Option<Value>) -> Option<String> {
 
 /// Writes what comes, in its order.
 async fn work(client: Arc<Client>, mut jobs: mpsc::Receiver<Job>, is_empty: bool) -> Result<(), String> {
-    while let Some(Job { id, command, is_last }) = jobs.recv().await {
-        let written = async {
-            if is_empty || !is_there(&client, &id, &command, is_last).await? {
-                send(&client, &command, is_empty).await?;
-            }
-            Ok::<_, String>(())
-        };
-        written.await.map_err(|error| format!("{id}: {error}"))?;
+    while let Some(job) = jobs.recv().await {
+        if is_empty || !is_there(&client, &job).await? {
+            let sent = send(&client, &job.command, is_empty).await;
+            sent.map_err(|error| format!("{}: {error}", job.id))?;
+        }
     }
     Ok(())
 }
 
-/// Whether an earlier attempt wrote these versions; an error if the cluster has others.
-async fn is_there(
-    client: &Client,
-    id: &str,
-    command: &RestoringCommand,
-    is_last: bool,
-) -> Result<bool, String> {
+/// Whether an earlier attempt wrote these versions; an error, which names the conversation, if the cluster has others.
+async fn is_there(client: &Client, job: &Job) -> Result<bool, String> {
+    compare(client, job).await.map_err(|error| format!("{}: {error}", job.id))
+}
+
+async fn compare(client: &Client, Job { id, command, is_last }: &Job) -> Result<bool, String> {
     let first = command.after.map_or(0, |after| after + 1);
     let Some((version, mut digests)) = digests(client, id, first, command.upto).await? else {
         return Ok(false);
@@ -161,7 +163,7 @@ async fn is_there(
     }
     let others =
         || format!("it is at version {version} in the cluster, with other versions than in the backup");
-    if version < command.upto || is_last && version > command.upto {
+    if version < command.upto || *is_last && version > command.upto {
         return Err(others());
     }
     while (digests.len() as u64) < command.upto + 1 - first {
