@@ -1,28 +1,15 @@
 //! The archive of a cluster: whoever leads a group writes it, and goes on from where the last leader's mark is.
 
 use crate::support::client::Client;
-use crate::support::cluster::{Cluster, Shape};
 use crate::support::postgres::Postgres;
 use crate::support::{create_conversations, cycles};
-use crate::world::{archive_settings, fastpaca, lag};
+use crate::world::{ANSWER_MAX, archiving_cluster, fastpaca, lag, until};
 use std::time::{Duration, Instant};
-
-const CAUGHT_UP_MAX: Duration = Duration::from_secs(120);
-const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_change_while_they_write() {
     let Some(postgres) = Postgres::start() else { return };
-    let Some(mut cluster) = Cluster::prepare(Shape::of(3), 0) else { return };
-    for index in 0..3 {
-        for (name, value) in archive_settings(&postgres.url()) {
-            cluster.set(index, name, &value);
-        }
-    }
-    cluster.start_all();
-    cluster.wait_ready();
-    let clients: Vec<Client> =
-        cluster.addresses().all().into_iter().map(|address| Client::at(address, ANSWER_MAX)).collect();
+    let Some((mut cluster, clients)) = archiving_cluster(&postgres, 3, &[]) else { return };
     let ids = create_conversations(&clients[0], "led", 24).await;
     for cycle in 0..cycles(2) as usize {
         let (dead, client) = (cycle % 3, &clients[(cycle + 1) % 3]);
@@ -37,11 +24,7 @@ async fn leaders_change_while_they_write() {
         cluster.spawn(dead);
         cluster.wait_ready();
     }
-    let deadline = Instant::now() + CAUGHT_UP_MAX;
-    while lag(&clients[0]).await > 0 {
-        assert!(Instant::now() < deadline, "the archive does not catch up");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("the archive catches up", async || lag(&clients[0]).await == 0).await;
     let node = format!("http://{}", cluster.addresses().all()[0]);
     let verified = fastpaca(&["archive", "verify", "--url", &node], &postgres.url());
     assert!(verified.status.success(), "{verified:?}");

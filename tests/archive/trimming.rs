@@ -2,19 +2,14 @@
 //! exactly the trimmed part is not.
 
 use crate::support::client::{Answer, Client, message};
-use crate::support::cluster::{Cluster, Shape};
 use crate::support::create_conversations;
 use crate::support::postgres::{PgBouncer, Postgres};
 use crate::support::stream::{Next, Stream};
-use crate::world::{World, archive_settings, text};
+use crate::world::{ANSWER_MAX, World, archiving_cluster, text, until};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
 
 const EVENTS: usize = 700;
 const EVENT_RUN: usize = 128;
-/// What a test waits for at most.
-const WAIT_MAX: Duration = Duration::from_secs(120);
-const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// A policy whose window is small.
 fn narrow() -> Value {
@@ -284,18 +279,8 @@ async fn without_postgres_exactly_the_trimmed_part_is_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_change_while_they_trim() {
     let Some(postgres) = Postgres::start() else { return };
-    let Some(mut cluster) = Cluster::prepare(Shape::of(4), 0) else { return };
-    for index in 0..4 {
-        for (name, value) in archive_settings(&postgres.url()) {
-            cluster.set(index, name, &value);
-        }
-        cluster.set(index, "FASTPACA_TAIL_KEEP", "20");
-        cluster.set(index, "FASTPACA_CHECKPOINT_INTERVAL_MS", "200");
-    }
-    cluster.start_all();
-    cluster.wait_ready();
-    let clients: Vec<Client> =
-        cluster.addresses().all().into_iter().map(|address| Client::at(address, ANSWER_MAX)).collect();
+    let settings = [("FASTPACA_TAIL_KEEP", "20"), ("FASTPACA_CHECKPOINT_INTERVAL_MS", "200")];
+    let Some((mut cluster, clients)) = archiving_cluster(&postgres, 4, &settings) else { return };
     let ids = create_conversations(&clients[0], "trimmed", 12).await;
     for id in &ids {
         let path = format!("/v1/conversations/{id}");
@@ -355,12 +340,4 @@ async fn reads_the_archive(all: &[Client], client: &Client, id: &str) -> bool {
     let before = read().await;
     let path = format!("/v1/conversations/{id}/events?limit=1&consistency=local");
     client.get(&path).await.status == 200 && read().await > before
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + WAIT_MAX;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "waited for: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }

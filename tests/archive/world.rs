@@ -1,6 +1,7 @@
 //! A server with an archive, and what every test asks of the two.
 
 use crate::support::client::Client;
+use crate::support::cluster::{Cluster, Shape};
 use crate::support::postgres::Postgres;
 use crate::support::process::{Node, Process};
 pub(crate) use crate::support::rich::{encoded, fill};
@@ -12,6 +13,9 @@ use tempfile::TempDir;
 /// Longest wait for the archive to catch up, over the backoff after a fault.
 const CAUGHT_UP_MAX: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
+/// Longest wait for anything else, and for one answer.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// One server that archives into one database.
 pub(crate) struct World {
@@ -24,12 +28,42 @@ pub(crate) struct World {
 }
 
 /// Settings of a server that archives there, looking for work all the time, in batches that split what it finds.
-pub(crate) fn archive_settings(url: &str) -> [(&'static str, String); 3] {
+fn archive_settings(url: &str) -> [(&'static str, String); 3] {
     [
         ("FASTPACA_POSTGRES_URL", url.to_owned()),
         ("FASTPACA_FLUSH_INTERVAL_MS", "20".to_owned()),
         ("FASTPACA_FLUSH_BATCH_SIZE", "50".to_owned()),
     ]
+}
+
+/// Nodes that archive into one database, with more settings, up and ready; and a client of each.
+pub(crate) fn archiving_cluster(
+    postgres: &Postgres,
+    size: usize,
+    more: &[(&str, &str)],
+) -> Option<(Cluster, Vec<Client>)> {
+    let mut cluster = Cluster::prepare(Shape::of(size), 0)?;
+    for index in 0..size {
+        for (name, value) in archive_settings(&postgres.url()) {
+            cluster.set(index, name, &value);
+        }
+        for (name, value) in more {
+            cluster.set(index, name, value);
+        }
+    }
+    cluster.start_all();
+    cluster.wait_ready();
+    let addresses = cluster.addresses().all();
+    let clients = addresses.into_iter().map(|address| Client::at(address, ANSWER_MAX)).collect();
+    Some((cluster, clients))
+}
+
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + WAIT_MAX;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "waited for: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 impl World {
