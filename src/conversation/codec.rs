@@ -5,6 +5,8 @@
 
 use bytes::Bytes;
 
+use super::ConversationId;
+
 /// Why bytes are not what they should be. Never a client's fault: the edge validates before anything is encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -215,5 +217,9 @@ impl Reader {
     pub(super) fn text(&mut self) -> Result<&str, CodecError> {
         let len = self.count()?;
         std::str::from_utf8(self.take(len)?).map_err(|_| CodecError::Invalid("UTF-8"))
+    }
+
+    pub(super) fn id(&mut self) -> Result<ConversationId, CodecError> {
+        ConversationId::parse(self.text()?).map_err(|_| CodecError::Invalid("conversation id"))
     }
 }

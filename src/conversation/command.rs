@@ -128,7 +128,7 @@ impl Command {
     pub fn decode(bytes: Bytes, base: FrameLocation) -> Result<(Command, Vec<Location>), CodecError> {
         let mut input = Reader::new(bytes, FORMAT)?;
         let mut locations = Vec::new();
-        let id = ConversationId::parse(input.text()?).map_err(|_| CodecError::Invalid("conversation id"))?;
+        let id = input.id()?;
         let now_ms = input.varint()?;
         let action = match input.u8()? {
             PUT => Action::Put {

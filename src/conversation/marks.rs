@@ -65,8 +65,7 @@ impl Marks {
         }
         let mut marks: Vec<Mark> = Vec::new();
         for _ in 0..count {
-            let id =
-                ConversationId::parse(input.text()?).map_err(|_| CodecError::Invalid("conversation id"))?;
+            let id = input.id()?;
             if marks.last().is_some_and(|last| last.id >= id) {
                 return Err(CodecError::Invalid("order of marks"));
             }

@@ -81,8 +81,7 @@ impl Trims {
         }
         let mut trims: Vec<Trim> = Vec::new();
         for _ in 0..count {
-            let id =
-                ConversationId::parse(input.text()?).map_err(|_| CodecError::Invalid("conversation id"))?;
+            let id = input.id()?;
             if trims.last().is_some_and(|last| last.id >= id) {
                 return Err(CodecError::Invalid("order of trims"));
             }
