@@ -7,7 +7,7 @@
 //! The rest drives that: `service` has the loops, `discovery` and `meeting` find others and found or join, `keeper` brings
 //! this node to what the state says, `leading` plans where the meta group is led, `document` reads and writes the state,
 //! `calls` and `answers` are what nodes say to each other, `control` is what operators see and change, `durable` is what a
-//! node remembers by itself, and `marks` tells data from the past.
+//! node remembers by itself, `marks` tells data from the past, and `share` whether a node has all it is to have.
 
 mod answers;
 mod calls;
@@ -23,6 +23,7 @@ mod marks;
 mod meeting;
 pub mod plan;
 mod service;
+mod share;
 pub mod state;
 #[cfg(test)]
 mod tests;

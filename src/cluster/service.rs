@@ -82,6 +82,8 @@ pub(super) struct Inner {
     keeper: Keeper,
     pub(super) document: watch::Sender<Option<Arc<Document>>>,
     placement: watch::Sender<Arc<Placement>>,
+    /// When the state last changed, as far as this process knows.
+    pub(super) published: Mutex<Instant>,
     /// The cluster this node belongs to, if it does.
     pub(super) cluster: Mutex<Option<ClusterId>>,
     /// Where others see this node.
@@ -137,6 +139,7 @@ impl Cluster {
             file,
             document: watch::Sender::new(None),
             placement,
+            published: Mutex::new(Instant::now()),
             seen_at: Mutex::default(),
             last_up: Mutex::default(),
             started: Instant::now(),
@@ -149,6 +152,8 @@ impl Cluster {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
+        let lacking = Arc::downgrade(&inner);
+        inner.parts.shards.on_share(move || lacking.upgrade()?.lacking());
         inner.parts.peers.serve(calls::METHODS, Arc::new(Answers(inner.clone())));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().meet()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().follow()));
@@ -288,6 +293,7 @@ impl Inner {
             (group, placement.replicas.iter().map(|replica| replica.node.0).collect())
         });
         let placement = Arc::new(Placement::new(hosts));
+        *self.published.lock() = Instant::now();
         self.document.send_replace(Some(document));
         // Last: with it the node may count as ready.
         self.placement.send_replace(placement);

@@ -92,6 +92,8 @@ struct Inner {
     /// The process is ending: what has arrived is still served.
     leaving: AtomicBool,
     was_ready: AtomicBool,
+    /// Says what this node has yet to get of the cluster before it is ready for the first time.
+    lacking_share: OnceLock<Box<dyn Fn() -> Option<String> + Send + Sync>>,
     failure: Failure,
 }
 
@@ -110,6 +112,7 @@ impl Shards {
             digesting: tokio::sync::Mutex::default(),
             leaving: AtomicBool::new(false),
             was_ready: AtomicBool::new(false),
+            lacking_share: OnceLock::new(),
             failure,
         }))
     }
@@ -214,6 +217,11 @@ impl Shards {
     /// Turns unready while the replicas here move to other nodes. Everything is served on, by forwarding.
     pub fn set_moving_out(&self, moving_out: bool) {
         self.0.moving_out.store(moving_out, Ordering::Relaxed);
+    }
+
+    /// Has this node become ready only once `lacking` has nothing to say. Counts the first time.
+    pub fn on_share(&self, lacking: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        let _ = self.0.lacking_share.set(Box::new(lacking));
     }
 
     /// Announces that the node is about to stop.

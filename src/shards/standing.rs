@@ -17,8 +17,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const ROUND_MAX: Duration = Duration::from_secs(2);
 
 impl Shards {
-    /// Whether this node should get traffic: ready once it hosts groups, and every one of them has a leader and has
-    /// caught up. A node that was ready, and has lost a leader, is degraded.
+    /// Whether this node should get traffic: ready once it has its share of the groups, and every one of them has a leader
+    /// and has caught up. A node that was ready, and has lost a leader, is degraded.
     pub fn readiness(&self) -> Readiness {
         if self.0.failure.is_raised() {
             return Readiness::Degraded("the node has failed and is stopping".into());
@@ -31,12 +31,14 @@ impl Shards {
         if !attached.local.has_space() {
             return Readiness::Degraded("no disk space is left for appends".into());
         }
-        match attached.lack() {
+        let was_ready = self.0.was_ready.load(Ordering::Relaxed);
+        let share = || self.0.lacking_share.get().filter(|_| !was_ready).and_then(|lacking| lacking());
+        match share().or_else(|| attached.lack()) {
             None => {
                 self.0.was_ready.store(true, Ordering::Relaxed);
                 Readiness::Ready
             }
-            Some(lack) if self.0.was_ready.load(Ordering::Relaxed) => Readiness::Degraded(lack),
+            Some(lack) if was_ready => Readiness::Degraded(lack),
             Some(lack) => Readiness::Starting(lack),
         }
     }

@@ -202,15 +202,20 @@ impl Nemesis {
     }
 }
 
+/// A node in the view of the cluster.
+pub(crate) fn node_of<'a>(view: &'a Value, name: &str) -> Option<&'a Value> {
+    view["nodes"].as_array()?.iter().find(|node| node["name"] == name)
+}
+
 /// The range of protocol versions that the cluster knows of a node.
 pub(crate) fn protocol_of(view: &Value, name: &str) -> Option<(u64, u64)> {
-    let node = view["nodes"].as_array()?.iter().find(|node| node["name"] == name)?;
+    let node = node_of(view, name)?;
     Some((node["protocol"][0].as_u64()?, node["protocol"][1].as_u64()?))
 }
 
 /// How many groups a node hosts, in the view of the cluster.
 fn groups_of(view: &Value, name: &str) -> Option<u64> {
-    view["nodes"].as_array()?.iter().find(|node| node["name"] == name)?["groups"].as_u64()
+    node_of(view, name)?["groups"].as_u64()
 }
 
 fn cut(cluster: &mut Cluster, node: usize, deaf: bool, mute: bool) {

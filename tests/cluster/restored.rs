@@ -1,9 +1,10 @@
 //! A node whose volume was restored from a copy, while the others went on.
 
 use crate::ONE_AT_A_TIME;
+use crate::fault::node_of;
 use crate::support::cluster::{Cluster, Shape};
 use crate::support::process::START_MAX;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 const NODES: usize = 3;
@@ -45,6 +46,10 @@ async fn a_volume_from_the_past_is_refused_until_it_is_replaced() {
     cluster.set(2, "FASTPACA_REPLACE", "true");
     cluster.spawn(2);
     tokio::task::block_in_place(|| cluster.wait_ready());
+    // Ready means that another node may be stopped.
+    let status = cluster.client(2).get("/v1/cluster").await.expect(200);
+    let replaced = node_of(&status, "node-3").unwrap_or_else(|| panic!("no node-3 in {status}"));
+    assert_eq!((&replaced["state"], &replaced["groups"]), (&json!("active"), &json!(256)), "{status}");
     let log = cluster.client(2).get("/v1/conversations/kept/events?consistency=local&min_version=3").await;
     assert_eq!(log.expect(200)["events"].as_array().unwrap().len(), 3);
     assert_eq!(cluster.compare_digests().await, Vec::<String>::new());
@@ -69,6 +74,5 @@ async fn lag_becomes(cluster: &Cluster, nodes: &[usize], wanted: impl Fn(f64) ->
 
 /// How often the last node was started, as far as the cluster knows.
 fn incarnation(view: &Value) -> Option<u64> {
-    let node = view["nodes"].as_array()?.iter().find(|node| node["name"] == "node-3")?;
-    node["incarnation"].as_u64()
+    node_of(view, "node-3")?["incarnation"].as_u64()
 }

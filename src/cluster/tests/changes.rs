@@ -2,6 +2,7 @@
 
 use super::super::change::Refusal;
 use super::super::plan::{MOVES_MAX, plan};
+use super::super::share::{placed_on, share};
 use super::super::state::*;
 use super::*;
 
@@ -122,4 +123,19 @@ fn a_full_cluster_is_full() {
     }
     let late = state.admit(NodeId(nodes + 1), record("late"), false, &Observed::default());
     assert_eq!(late.unwrap_err(), Refusal::Full);
+}
+
+#[test]
+fn a_founder_has_its_whole_share_placed_and_a_joiner_none_of_it() {
+    for (nodes, least) in [(1, 256), (2, 256), (3, 256), (4, 192), (5, 153), (7, 109)] {
+        let mut state = found(nodes);
+        assert_eq!(share(&state), least, "of {nodes} nodes");
+        let placed = placed_on(&state, NodeId(1)).unwrap().len();
+        assert!((least..=least + 1).contains(&placed), "{placed} of {nodes} nodes");
+        let joiner = NodeId(nodes + 1);
+        state.admit(joiner, record("joiner"), false, &Observed::default()).unwrap();
+        assert_eq!(placed_on(&state, joiner), Some(vec![]));
+        state.drain("joiner").unwrap();
+        assert_eq!(placed_on(&state, joiner), None);
+    }
 }
