@@ -46,11 +46,13 @@ pub(super) struct Search<'a> {
     followed: bool,
     attempt: usize,
     pause: Duration,
+    /// Who led, as far as the replica here knew when the last attempt was decided.
+    known: Option<u128>,
 }
 
 impl<'a> Search<'a> {
     pub(super) fn new(attached: &'a Attached, group: u16) -> Self {
-        Self { attached, group, hint: None, followed: false, attempt: 0, pause: PAUSE_MIN }
+        Self { attached, group, hint: None, followed: false, attempt: 0, pause: PAUSE_MIN, known: None }
     }
 
     /// Where the leader is to be found now.
@@ -65,11 +67,12 @@ impl<'a> Search<'a> {
     }
 
     fn decide(
-        &self,
+        &mut self,
         hint: Option<u128>,
         choose: impl Fn(&Known<'_>, &dyn Fn(u128) -> bool) -> Route,
     ) -> Route {
         let replica = self.attached.local.replica(self.group).map(|replica| replica.leader());
+        self.known = replica.flatten();
         let placement: Arc<Placement> = self.attached.placement();
         let remembered =
             || if replica.is_none() { self.attached.remembered_leader(self.group) } else { None };
@@ -106,17 +109,18 @@ impl<'a> Search<'a> {
         }
         self.followed = false;
         let replica = self.attached.local.replica(self.group);
-        // News during the shortest pause must not be missed.
-        let news = timeout(self.pause.min(left), leader_changed(replica.as_deref()));
+        // News during the attempt and the shortest pause must not be missed.
+        let news = timeout(self.pause.min(left), leader_other_than(self.known, replica.as_deref()));
         tokio::join!(sleep(PAUSE_MIN.min(left)), news).1.ok();
         self.pause = (self.pause * 2).min(PAUSE_MAX);
         Instant::now() < deadline.retry_until
     }
 }
 
-async fn leader_changed(replica: Option<&dyn Replica>) {
-    match replica {
-        Some(replica) => replica.leader_changed().await,
-        None => pending().await,
+/// Resolves once the replica knows something else than that leader.
+async fn leader_other_than(known: Option<u128>, replica: Option<&dyn Replica>) {
+    let Some(replica) = replica else { return pending().await };
+    if replica.leader() == known {
+        replica.leader_changed().await;
     }
 }

@@ -1,5 +1,9 @@
 //! Writes: forwarded once, tried again only without effect, never applied twice.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use super::fake::{CallFault, Cluster, FRESH, WriteFault, id, put, say};
 use crate::conversation::{Command, FrameLocation, Reply};
 use crate::shards::links::Method;
@@ -113,11 +117,35 @@ async fn a_write_waits_for_a_leader() {
     cluster.group(&id).is_led_by(None);
     let group = cluster.group(&id).clone();
     let elect = async {
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        sleep(Duration::from_secs(3)).await;
         group.is_led_by(3);
     };
     let (reply, ()) = tokio::join!(cluster.say(2, &id, "hello"), elect);
     assert!(is_appended(&reply), "{reply:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_elected_during_an_attempt_is_asked_at_once() {
+    let (cluster, id) = (Cluster::of_three(), id("chat"));
+    cluster.create(&id).await;
+    // By the seventh attempt the pauses have grown to 200 ms.
+    cluster.net.faults.lock().extend([(Method::ForwardWrite, CallFault::NotSent); 7]);
+    let attempt = async |number| {
+        while cluster.net.calls(Method::ForwardWrite) < number {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let elect = async {
+        attempt(6).await;
+        cluster.net.held.send_replace(Some(Method::ForwardWrite));
+        attempt(7).await;
+        cluster.group(&id).is_led_by(3);
+        cluster.net.held.send_replace(None);
+        Instant::now()
+    };
+    let (reply, elected) = tokio::join!(cluster.say(2, &id, "hello"), elect);
+    assert!(is_appended(&reply), "{reply:?}");
+    assert!(elected.elapsed() < Duration::from_millis(50), "{:?}", elected.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
