@@ -57,6 +57,8 @@ pub(super) struct Queue {
     pub(super) free_bytes: u64,
     /// No more appends.
     pub(super) closing: bool,
+    /// The writer waits for news, without an idle timer.
+    pub(super) writer_rests: bool,
 }
 
 /// Where the queue starts after recovery.
@@ -113,6 +115,7 @@ impl Queue {
             space: Space::Ample,
             free_bytes: 0,
             closing: false,
+            writer_rests: false,
         }
     }
 

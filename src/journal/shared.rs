@@ -106,11 +106,11 @@ impl Shared {
         if !fits {
             return Err(AppendError::Busy);
         }
-        // The writer must hear of the first frame, to set its idle timer, and of the first urgent
-        // one; in between it knows all it needs.
-        let (was_empty, was_urgent) = (queue.is_empty(), queue.is_urgent());
+        // The writer must hear of a frame while it has no idle timer, and of the first urgent one; else
+        // it knows all it needs, and waking it costs more than queueing the frame did.
+        let was_urgent = queue.is_urgent();
         let positions = queue.push(request, done.take());
-        let tell = was_empty || (queue.is_urgent() && !was_urgent);
+        let tell = queue.writer_rests || (queue.is_urgent() && !was_urgent);
         drop(queue);
         if tell {
             self.work.notify_one();
@@ -218,7 +218,9 @@ impl Shared {
             }
             if queue.is_empty() && !*unproven {
                 idle_at = None;
+                queue.writer_rests = true;
                 self.work.wait(&mut queue);
+                queue.writer_rests = false;
                 continue;
             }
             let at = *idle_at.get_or_insert_with(|| Instant::now() + self.options.idle_delay);
