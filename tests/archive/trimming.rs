@@ -105,6 +105,14 @@ fn settings(node: crate::support::process::Node) -> crate::support::process::Nod
     node.with_env("FASTPACA_CHECKPOINT_INTERVAL_MS", "100")
 }
 
+/// Stops the server, and starts it with a tail that is kept.
+fn restart_trimming(world: &mut World) {
+    world.process.terminate();
+    world.process.wait_exit(ANSWER_MAX).expect("it stops");
+    world.node = world.node.clone().with_env("FASTPACA_TAIL_KEEP", "50");
+    world.restart();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_trimmed_is_read_as_before() {
     let Some(postgres) = Postgres::start() else { return };
@@ -119,10 +127,7 @@ async fn what_was_trimmed_is_read_as_before() {
         before.push(seen(&world, id).await);
     }
 
-    world.process.terminate();
-    world.process.wait_exit(ANSWER_MAX).expect("it stops");
-    world.node = world.node.clone().with_env("FASTPACA_TAIL_KEEP", "50");
-    world.restart();
+    restart_trimming(&mut world);
     // Of the wide one, the window shows 400 messages, the summary's apart.
     trimmed_to(&world, 5 * EVENT_RUN + 2 * EVENT_RUN).await;
     for (id, before) in ids.iter().zip(&before) {
@@ -162,10 +167,7 @@ async fn what_was_trimmed_is_read_by_way_of_a_pooler() {
     world.archive_is_the_log().await;
     let before = seen(&world, "narrow").await;
 
-    world.process.terminate();
-    world.process.wait_exit(ANSWER_MAX).expect("it stops");
-    world.node = world.node.clone().with_env("FASTPACA_TAIL_KEEP", "50");
-    world.restart();
+    restart_trimming(&mut world);
     trimmed_to(&world, 5 * EVENT_RUN).await;
     assert_eq!(seen(&world, "narrow").await, before);
     assert!(world.client.metric("fastpaca_archive_read_events_total").await > 0.0);
