@@ -7,6 +7,12 @@ use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long to wait for a former user's files: sled's threads may hold them for a moment after the last handle is dropped.
+const LET_GO_MAX: Duration = Duration::from_secs(10);
+const LET_GO_POLL: Duration = Duration::from_millis(2);
 
 /// What can go wrong with the index. Never a client's fault.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -64,10 +70,22 @@ impl SledIndex {
             .cache_capacity(cache_bytes)
             .mode(sled::Mode::HighThroughput)
             .flush_every_ms(None);
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| IndexError::Engine("sled panicked while opening".into()))?;
-        Ok(Self { db: opened.map_err(engine)?, dir: dir.to_path_buf() })
+        let started = Instant::now();
+        loop {
+            let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
+                .map_err(|_| IndexError::Engine("sled panicked while opening".into()))?;
+            match opened {
+                Err(error) if is_held(&error) && started.elapsed() < LET_GO_MAX => sleep(LET_GO_POLL),
+                opened => return Ok(Self { db: opened.map_err(engine)?, dir: dir.to_path_buf() }),
+            }
+        }
     }
+}
+
+/// Whether the files are locked. The only holder there can be is this process, whose journal holds the data directory.
+fn is_held(error: &sled::Error) -> bool {
+    // sled gives this no kind of its own.
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
 
 impl Index for SledIndex {
@@ -153,6 +171,21 @@ mod tests {
         assert_eq!(keys, ["a2", "a3"]);
         assert_eq!(index.get(b"b1").unwrap().unwrap(), b"B1");
         assert_eq!(index.get(b"a1").unwrap(), None);
+    }
+
+    #[test]
+    fn a_former_user_may_still_be_letting_go() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(SledIndex::open(dir.path(), 1 << 20).unwrap());
+        let held = File::open(dir.path().join("db")).unwrap();
+        held.lock().unwrap();
+        std::thread::scope(|threads| {
+            let opened = threads.spawn(|| SledIndex::open(dir.path(), 1 << 20));
+            sleep(20 * LET_GO_POLL);
+            assert!(!opened.is_finished());
+            held.unlock().unwrap();
+            opened.join().unwrap().unwrap();
+        });
     }
 
     #[test]
