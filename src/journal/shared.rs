@@ -8,10 +8,10 @@
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::batch::{Completion, Sealed};
@@ -19,6 +19,9 @@ use super::error::AppendError;
 use super::format::Position;
 use super::options::Options;
 use super::queue::{Checkpoint, Class, Queue, Request, Space, Start, Taken};
+
+/// For how long frames are gathered, at most, once the writer could write.
+const GATHER_MAX: Duration = Duration::from_millis(1);
 
 pub(super) struct Shared {
     pub(super) options: Options,
@@ -210,6 +213,9 @@ impl Shared {
             if self.poison.get().is_some() {
                 return None;
             }
+            if queue.is_urgent() && !queue.closing {
+                gather(&mut queue);
+            }
             if queue.is_urgent() || queue.closing {
                 let taken = self.take(&mut queue, chain, unproven, buffer);
                 if taken.is_some() || queue.closing {
@@ -361,6 +367,19 @@ impl Shared {
     pub(super) fn levels(&self) -> (usize, Space, u64) {
         let queue = self.queue.lock();
         (queue.queued_bytes, queue.space, queue.free_bytes)
+    }
+}
+
+/// Lets other threads run for as long as they bring more: what is queued while the cores are busy shares one sync. On a core
+/// that has nothing else to do this returns at once.
+fn gather(queue: &mut MutexGuard<'_, Queue>) {
+    let begun = Instant::now();
+    loop {
+        let end = queue.end;
+        MutexGuard::unlocked(queue, std::thread::yield_now);
+        if queue.end == end || begun.elapsed() > GATHER_MAX {
+            return;
+        }
     }
 }
 
