@@ -21,6 +21,7 @@ mod reclaim;
 mod recovery;
 mod replay;
 mod rpc;
+mod runtime;
 mod send;
 mod service;
 mod slots;
@@ -29,6 +30,7 @@ mod state_machine;
 #[cfg(test)]
 mod tests;
 mod types;
+mod watch;
 
 pub use self::group::{Group, Members, MembershipError, WriteFailure};
 pub use self::network::{NoPeers, Transport};

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use openraft::type_config::alias;
 
+use super::runtime::Runtime;
 use crate::conversation::Reply;
 use crate::journal::Position;
 
@@ -16,6 +17,7 @@ openraft::declare_raft_types!(
         R = Answered,
         NodeId = u64,
         Node = Host,
+        AsyncRuntime = Runtime,
 );
 
 /// What a proposer is told of its entry.
