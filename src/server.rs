@@ -76,8 +76,6 @@ pub enum StartError {
 pub fn run(config: Config) -> ExitCode {
     raise_file_limit();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    // Before a thread sleeps, others on its core, of this process or another, may have more for it: fewer, fuller turns.
-    builder.on_thread_park(std::thread::yield_now);
     if config.worker_threads > 0 {
         builder.worker_threads(config.worker_threads);
     }

@@ -22,6 +22,7 @@ mod batch;
 pub mod disk;
 mod error;
 mod format;
+mod gather;
 mod options;
 mod preparer;
 mod queue;
@@ -54,6 +55,7 @@ pub use scan::Frame;
 pub use segments::SegmentStats;
 
 use error::IoContext;
+use gather::Gather;
 use preparer::Preparer;
 use queue::Request;
 use segments::Segments;
@@ -156,6 +158,7 @@ fn assemble(
         chain: recovered.chain,
         unproven: false,
         spare: Vec::new(),
+        gather: Gather::default(),
     };
     let mut preparer = Preparer { shared: Arc::clone(&shared), disk: Arc::clone(&disk), exhausted: false };
     preparer.look_at_space();

@@ -189,6 +189,11 @@ impl Queue {
         self.open.urgent || !self.full.is_empty()
     }
 
+    /// Appends that wait for the batch that is being filled.
+    pub(super) fn waiting(&self) -> usize {
+        self.open.completions.len()
+    }
+
     /// Has what lies before `position` written now. False if nothing had to be told.
     pub(super) fn hurry(&mut self, position: Position) -> bool {
         let lazy = !self.open.is_empty() && !self.open.urgent && position > self.open.base;

@@ -8,20 +8,18 @@
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::batch::{Completion, Sealed};
 use super::error::AppendError;
 use super::format::Position;
+use super::gather::Gather;
 use super::options::Options;
 use super::queue::{Checkpoint, Class, Queue, Request, Space, Start, Taken};
-
-/// For how long frames are gathered, at most, once the writer could write.
-const GATHER_MAX: Duration = Duration::from_millis(1);
 
 pub(super) struct Shared {
     pub(super) options: Options,
@@ -206,7 +204,13 @@ impl Shared {
 
     /// Blocks until there is a batch to write; `None` when the journal ends. `unproven` says that no
     /// watermark covers the last batch yet; without room for one, it is tried again and again.
-    pub(super) fn next_batch(&self, chain: u32, unproven: &mut bool, buffer: &mut Vec<u8>) -> Option<Taken> {
+    pub(super) fn next_batch(
+        &self,
+        chain: u32,
+        unproven: &mut bool,
+        buffer: &mut Vec<u8>,
+        gather: &mut Gather,
+    ) -> Option<Taken> {
         let mut idle_at = None;
         let mut queue = self.queue.lock();
         loop {
@@ -214,7 +218,7 @@ impl Shared {
                 return None;
             }
             if queue.is_urgent() && !queue.closing {
-                gather(&mut queue);
+                gather.gather(&mut queue);
             }
             if queue.is_urgent() || queue.closing {
                 let taken = self.take(&mut queue, chain, unproven, buffer);
@@ -367,19 +371,6 @@ impl Shared {
     pub(super) fn levels(&self) -> (usize, Space, u64) {
         let queue = self.queue.lock();
         (queue.queued_bytes, queue.space, queue.free_bytes)
-    }
-}
-
-/// Lets other threads run for as long as they bring more: what is queued while the cores are busy shares one sync. On a core
-/// that has nothing else to do this returns at once.
-fn gather(queue: &mut MutexGuard<'_, Queue>) {
-    let begun = Instant::now();
-    loop {
-        let end = queue.end;
-        MutexGuard::unlocked(queue, std::thread::yield_now);
-        if queue.end == end || begun.elapsed() > GATHER_MAX {
-            return;
-        }
     }
 }
 

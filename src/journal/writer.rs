@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::batch::Sealed;
 use super::disk::{Disk, DiskFile};
 use super::format::{BLOCK_BYTES, Position, SegmentHeader, segment_file};
+use super::gather::Gather;
 use super::options::{BUFFER_KEEP_BYTES_MAX, BatchReport};
 use super::queue::Taken;
 use super::segments::{SegmentStats, Segments};
@@ -32,6 +33,7 @@ pub(super) struct Writer {
     pub(super) unproven: bool,
     /// Swapped with the buffer of the batch that is taken, so that two buffers serve for ever.
     pub(super) spare: Vec<u8>,
+    pub(super) gather: Gather,
 }
 
 impl Writer {
@@ -43,7 +45,8 @@ impl Writer {
 
     /// Waits for one batch and writes it; false at the end.
     pub(super) fn step(&mut self) -> bool {
-        let Some(taken) = self.shared.next_batch(self.chain, &mut self.unproven, &mut self.spare) else {
+        let (unproven, spare) = (&mut self.unproven, &mut self.spare);
+        let Some(taken) = self.shared.next_batch(self.chain, unproven, spare, &mut self.gather) else {
             return false;
         };
         match self.write(&taken.batch) {
@@ -106,6 +109,7 @@ impl Writer {
             write,
             sync,
         };
+        self.gather.synced(write + sync);
         self.chain = batch.crc;
         self.end = batch.end;
         self.unproven = batch.urgent;
