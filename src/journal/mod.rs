@@ -16,7 +16,8 @@
 //! own ([`Journal::remove_segments_before`] is for an owner who knows what is still referred to).
 //!
 //! Reading order: [`format`] (bytes), [`batch`], [`queue`] and [`shared`] (memory), [`writer`] and
-//! [`preparer`] (the two threads), [`recovery`] (opening), [`disk`] and [`sim`] (what it all runs on).
+//! [`preparer`] (the two threads), [`gather`] (when a batch waits for more), [`recovery`] (opening),
+//! [`disk`] and [`sim`] (what it all runs on).
 
 mod batch;
 pub mod disk;

@@ -6,7 +6,6 @@
 //! channel's news in between, changes nothing. What that saves is in `docs/benchmarks.md`.
 
 use std::mem;
-use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,12 +15,13 @@ use openraft::OptionalSend;
 use openraft::rt::watch::{RecvError, SendError, Watch, WatchReceiver, WatchSender};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+/// The kind of channel; see [`Sender`] and [`Receiver`].
 pub(crate) struct WatchChannel;
 
 impl Watch for WatchChannel {
     type Sender<T: OptionalSend + Sync> = Sender<T>;
     type Receiver<T: OptionalSend + Sync> = Receiver<T>;
-    type Ref<'a, T: OptionalSend + 'a> = Seen<'a, T>;
+    type Ref<'a, T: OptionalSend + 'a> = RwLockReadGuard<'a, T>;
 
     fn channel<T: OptionalSend + Sync>(init: T) -> (Sender<T>, Receiver<T>) {
         let shared = Arc::new(Shared {
@@ -70,10 +70,6 @@ impl Waiting {
 }
 
 impl<T> Shared<T> {
-    fn look(&self) -> Seen<'_, T> {
-        Seen(self.value.read())
-    }
-
     /// To be called after what is news: either the waiting task sees it, or this sees the task.
     fn wake(&self) {
         if !self.anybody.load(Ordering::SeqCst) {
@@ -103,17 +99,6 @@ impl<T> Shared<T> {
         drop(waiting);
         // The task may wait for this channel at another place, too, and has to say so again.
         forgotten.into_iter().for_each(Waker::wake);
-    }
-}
-
-/// The value, which cannot change meanwhile.
-pub(crate) struct Seen<'a, T>(RwLockReadGuard<'a, T>);
-
-impl<T> Deref for Seen<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
     }
 }
 
@@ -161,8 +146,8 @@ impl<T: OptionalSend + Sync> WatchSender<WatchChannel, T> for Sender<T> {
         true
     }
 
-    fn borrow_watched(&self) -> Seen<'_, T> {
-        self.0.look()
+    fn borrow_watched(&self) -> RwLockReadGuard<'_, T> {
+        self.0.value.read()
     }
 
     fn subscribe(&self) -> Receiver<T> {
@@ -239,12 +224,12 @@ impl<T: OptionalSend + Sync> WatchReceiver<WatchChannel, T> for Receiver<T> {
         Changed { receiver: self, listed: None }.await
     }
 
-    fn borrow_watched(&self) -> Seen<'_, T> {
-        self.shared.look()
+    fn borrow_watched(&self) -> RwLockReadGuard<'_, T> {
+        self.shared.value.read()
     }
 
-    fn borrow_and_update(&mut self) -> Seen<'_, T> {
-        let value = self.shared.look();
+    fn borrow_and_update(&mut self) -> RwLockReadGuard<'_, T> {
+        let value = self.shared.value.read();
         self.seen = self.shared.version.load(Ordering::SeqCst);
         value
     }
