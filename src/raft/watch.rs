@@ -51,6 +51,7 @@ struct Shared<T> {
 /// Tasks to be woken at the next news. A few may have lost interest since; being woken once for nothing does no harm.
 #[derive(Default)]
 struct Waiting {
+    /// Apart, so that a single task, as there mostly is, takes no allocation.
     first: Option<Waker>,
     others: Vec<Waker>,
 }
