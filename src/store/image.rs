@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::StoreError;
 use super::fresh::Outside;
 use super::group::{GroupStore, Inner};
-use super::transfer::{Block, KEYS_PER_BLOCK, VisitLocations};
+use super::transfer::{Block, KEYS_PER_BLOCK, VisitLocations, by_block};
 use crate::conversation::{ChangeRun, ConversationId, EVENT_RUN, EventRun, FrameLocation, History, Location};
 
 /// Message bytes collected into one block; a larger message is a block of its own.
@@ -154,19 +154,8 @@ impl GroupStore {
         low.sort_unstable_by_key(|location| (location.segment, location.offset));
         low.dedup();
         let mut moves = Moves::with_capacity(low.len());
-        let mut rest = low.as_slice();
-        while !rest.is_empty() {
-            let (mut bodies, mut size) = (Vec::new(), 0);
-            while size < BODIES_BLOCK_BYTES
-                && let Some(location) = rest.get(bodies.len())
-            {
-                let body = self.shared.read_body(*location)?;
-                size += body.len();
-                bodies.push(body);
-            }
-            let (moved, behind) = rest.split_at(bodies.len());
-            rest = behind;
-            let block = Block::Bodies(bodies).encode();
+        for moved in by_block(&low, BODIES_BLOCK_BYTES) {
+            let block = Block::Bodies(self.shared.bodies_in_passing(moved)?).encode();
             let (_, places) = Block::decode(&block).ok_or(StoreError::Block { group: self.group })?;
             let frame = write(block)?;
             for (old, (offset, crc)) in moved.iter().zip(places) {

@@ -37,7 +37,7 @@ pub(crate) use self::survey::Survey;
 pub(crate) use self::transfer::{Block, Resume, completes};
 pub use self::trims::Trimmable;
 use crate::conversation::{ConversationId, EventRun, HistoryError, Location};
-use crate::journal::{Journal, segment_file};
+use crate::journal::{Journal, Position, segment_file};
 use crate::metrics::Metrics;
 
 /// What can go wrong here. None of it is a client's fault, and none of it may be served over.
@@ -158,21 +158,63 @@ impl Shared {
             return Ok(body);
         }
         self.metrics.body_cache_misses.inc();
-        let body = self.read_body(at)?;
+        let body = verified(self.journal()?.read(at.segment, at.offset, at.len)?, at)?;
         self.bodies.insert((at.segment, at.offset), body.clone());
         Ok(body)
     }
 
-    /// As [`Shared::body`], past the cache.
-    fn read_body(&self, at: Location) -> Result<Bytes, StoreError> {
-        let journal = self.journal.get().ok_or_else(|| io::Error::other("the journal is not open yet"))?;
-        let body = journal.read(at.segment, at.offset, at.len)?;
-        if crc32c::crc32c(&body) != at.crc {
-            return Err(StoreError::Damaged { segment: at.segment, offset: at.offset });
+    /// The bytes of messages in their order, past the cache, each verified; neighbours in the journal come by one read.
+    pub(crate) fn bodies_in_passing(&self, places: &[Location]) -> Result<Vec<Bytes>, StoreError> {
+        let journal = self.journal()?;
+        let synced = journal.synced();
+        let mut bodies = Vec::with_capacity(places.len());
+        let mut rest = places;
+        while let Some(Location { segment, offset, .. }) = rest.first().copied() {
+            let (near, len) = neighbours(rest, synced);
+            let bytes = journal.read(segment, offset, len)?;
+            for at in &rest[..near] {
+                let begin = (at.offset - offset) as usize;
+                bodies.push(verified(bytes.slice(begin..begin + at.len as usize), *at)?);
+            }
+            rest = &rest[near..];
         }
-        Ok(body)
+        Ok(bodies)
+    }
+
+    fn journal(&self) -> Result<&Journal, StoreError> {
+        Ok(self.journal.get().ok_or_else(|| io::Error::other("the journal is not open yet"))?)
     }
 }
+
+fn verified(body: Bytes, at: Location) -> Result<Bytes, StoreError> {
+    if crc32c::crc32c(&body) != at.crc {
+        return Err(StoreError::Damaged { segment: at.segment, offset: at.offset });
+    }
+    Ok(body)
+}
+
+/// How many of these messages, the first ones, are read at once, and how many bytes that takes. Only what is on disk is
+/// read along: the journal's queue is read by the frame.
+fn neighbours(places: &[Location], synced: Position) -> (usize, u32) {
+    let first = places[0];
+    let (mut near, mut end) = (1, first.offset.saturating_add(first.len));
+    for at in &places[1..] {
+        let at_end = at.offset.saturating_add(at.len);
+        let follows =
+            at.segment == first.segment && (end..=end.saturating_add(GAP_BYTES_MAX)).contains(&at.offset);
+        let is_on_disk = Position { segment: at.segment, offset: at_end } <= synced;
+        if !follows || !is_on_disk || at_end - first.offset > READ_BYTES_MAX {
+            break;
+        }
+        (near, end) = (near + 1, at_end);
+    }
+    (near, end - first.offset)
+}
+
+/// What may lie between two messages that are read at once: reading so much more costs less than another call.
+const GAP_BYTES_MAX: u32 = 1 << 10;
+/// Most bytes that are read at once, unless one message has more.
+const READ_BYTES_MAX: u32 = 256 << 10;
 
 /// What the cache keeps beside the bytes of a body: its key, handle, bookkeeping, and the allocation's own.
 const BODY_OVERHEAD_BYTES: u64 = 160;

@@ -188,7 +188,7 @@ impl GroupStore {
     fn export_conversation(&self, id: &ConversationId, emit: Emit<'_>) -> Result<(), StoreError> {
         let Some((mut state, keys)) = self.with_its_keys(id)? else { return Ok(()) };
         for i in 0..state.sealed_event_runs() {
-            let run = self.with_outside(|outside| outside.event_run(id, 1 + i * EVENT_RUN))?;
+            let run = self.with_outside(|outside| outside.event_run_in_passing(id, 1 + i * EVENT_RUN))?;
             let mut run = EventRun::clone(&run);
             self.emit_bodies(&mut |visit| run.visit_locations(visit), emit)?;
             emit(Block::EventRun { id: id.clone(), run: run.encode() })?;
@@ -232,23 +232,27 @@ impl GroupStore {
     fn emit_bodies(&self, visit: VisitLocations<'_>, emit: Emit<'_>) -> Result<(), StoreError> {
         let mut locations = Vec::new();
         visit(&mut |location| locations.push(*location));
-        let (mut bodies, mut size) = (Vec::new(), 0);
-        for location in locations {
-            let body = self.shared.body(location)?;
-            size += body.len();
-            bodies.push(body);
-            if size >= BODIES_BLOCK_BYTES {
-                emit(Block::Bodies(std::mem::take(&mut bodies)))?;
-                size = 0;
-            }
-        }
-        if bodies.is_empty() { Ok(()) } else { emit(Block::Bodies(bodies)) }
+        by_block(&locations, BODIES_BLOCK_BYTES)
+            .try_for_each(|places| emit(Block::Bodies(self.shared.bodies_in_passing(places)?)))
     }
 
     pub(super) fn with_outside<T>(&self, look: impl FnOnce(&Outside<'_>) -> T) -> T {
         let inner = self.inner.lock();
         look(&Outside::new(self, &inner.fresh, inner.writing.as_deref()))
     }
+}
+
+/// Messages in portions of a block each.
+pub(super) fn by_block(places: &[Location], block_bytes: usize) -> impl Iterator<Item = &[Location]> {
+    let mut size = 0;
+    places.chunk_by(move |at, _| {
+        size += at.len as usize;
+        let more = size < block_bytes;
+        if !more {
+            size = 0;
+        }
+        more
+    })
 }
 
 fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {

@@ -58,6 +58,8 @@ struct Scale {
     /// Load after one.
     after_fault: Duration,
     replaced_bytes: u64,
+    /// Load before a replacement and after it. Checkpoints of every node are to be in both.
+    around_replacement: Duration,
 }
 
 /// Bytes of one message's JSON.
@@ -98,6 +100,7 @@ impl Scale {
                 before_fault: Duration::from_secs(2),
                 after_fault: Duration::from_secs(4),
                 replaced_bytes: 20_000_000,
+                around_replacement: Duration::from_secs(2),
             };
         }
         Scale {
@@ -110,6 +113,7 @@ impl Scale {
             before_fault: Duration::from_secs_f64(settings.seconds),
             after_fault: Duration::from_secs(10),
             replaced_bytes: 1_000_000_000,
+            around_replacement: Duration::from_secs(60),
         }
     }
 }

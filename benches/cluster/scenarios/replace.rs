@@ -113,7 +113,7 @@ impl Bench {
 
     fn replace_node(&self, cluster: &mut Cluster, watch: &Watch) -> Result<Replaced, Error> {
         let all = hosted(cluster)?;
-        std::thread::sleep(self.scale.before_fault);
+        std::thread::sleep(self.scale.around_replacement);
         let killed = watch.now();
         cluster.kill(REPLACED)?;
         cluster.wipe(REPLACED)?;
@@ -135,7 +135,7 @@ impl Bench {
         })?;
         cluster.settle()?;
         let even = watch.now();
-        std::thread::sleep(self.scale.before_fault);
+        std::thread::sleep(self.scale.around_replacement);
         Ok(Replaced { killed, admitted, whole, even, end: watch.now() })
     }
 }
