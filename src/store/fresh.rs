@@ -1,7 +1,7 @@
 //! What apply produced besides conversation records since the last checkpoint: sealed runs and idempotency
 //! records. Also the view through which apply and reads look at all of it together with the index.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,13 +9,13 @@ use bytes::Bytes;
 use super::group::GroupStore;
 use super::index::IndexError;
 use super::keys::{self, Kind};
+use super::known_keys::KeyDigest;
 use super::records::{self, Writer};
+use super::{StoreError, value};
 use crate::conversation::{
     ChangeRun, ConversationId, Effects, EventRun, History, HistoryError, IdempotencyIndex, IdempotencyRecord,
     Reply,
 };
-
-type KeyDigest = [u8; 16];
 
 /// Changes waiting for the next checkpoint. `None` in a map is a removal.
 #[derive(Default)]
@@ -84,12 +84,41 @@ impl Fresh {
 /// Everything of a group outside the conversation records: not yet written, being written, and in the index.
 pub(super) struct Outside<'a> {
     store: &'a GroupStore,
+    /// The newest first.
     layers: [Option<&'a Fresh>; 2],
+    /// A key that is known to be in none of it.
+    lacked: Option<KeyDigest>,
 }
 
 impl<'a> Outside<'a> {
     pub(super) fn new(store: &'a GroupStore, fresh: &'a Fresh, writing: Option<&'a Fresh>) -> Self {
-        Self { store, layers: [Some(fresh), writing] }
+        Self { store, layers: [Some(fresh), writing], lacked: None }
+    }
+
+    /// The same, with a key that is known to be in none of it.
+    pub(super) fn lacking(self, lacked: Option<KeyDigest>) -> Self {
+        Self { lacked, ..self }
+    }
+
+    /// All idempotency keys of a conversation.
+    pub(super) fn keys_of(&self, id: &ConversationId) -> Result<HashSet<KeyDigest>, StoreError> {
+        let prefix = keys::idempotency_prefix(self.store.group, id);
+        let mut all = HashSet::new();
+        for record in self.store.shared.index.scan(&prefix, &prefix) {
+            let (physical, _) = record?;
+            let digest = value::split_key(&physical).and_then(|(key, _)| key[prefix.len()..].try_into().ok());
+            all.insert(digest.ok_or_else(|| undecodable(&physical))?);
+        }
+        for layer in self.layers.iter().rev().flatten() {
+            for ((_, key), record) in layer.by_key.iter().filter(|((of, _), _)| of == id) {
+                if record.is_some() {
+                    all.insert(*key)
+                } else {
+                    all.remove(key)
+                };
+            }
+        }
+        Ok(all)
     }
 
     fn layers(&self) -> impl Iterator<Item = &'a Fresh> {
@@ -127,6 +156,9 @@ impl<'a> Outside<'a> {
         id: &ConversationId,
         digest: &KeyDigest,
     ) -> Result<Option<IdempotencyRecord>, HistoryError> {
+        if self.lacked.as_ref() == Some(digest) {
+            return Ok(None);
+        }
         let at = (id.clone(), *digest);
         if let Some(found) = self.layers().find_map(|layer| layer.by_key.get(&at)) {
             return Ok(*found);
@@ -189,9 +221,9 @@ impl IdempotencyIndex for Outside<'_> {
 }
 
 fn missing(key: &[u8]) -> HistoryError {
-    HistoryError::Storage(format!("index record {} is missing", super::value::printable(key)))
+    HistoryError::Storage(format!("index record {} is missing", value::printable(key)))
 }
 
 fn undecodable(key: &[u8]) -> HistoryError {
-    HistoryError::Storage(format!("index record {} is undecodable", super::value::printable(key)))
+    HistoryError::Storage(format!("index record {} is undecodable", value::printable(key)))
 }

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 
 use super::fresh::{Fresh, Outside};
 use super::index::IndexError;
+use super::known_keys::{KeyDigest, KnownKeys};
+use super::live::Live;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
 use super::unarchived::Tracking;
@@ -76,17 +78,7 @@ pub(super) struct Inner {
     pub(super) installing: bool,
     /// What the archive lacks, while that is tracked.
     pub(super) tracking: Option<Box<Tracking>>,
-    loads_since_sweep: usize,
-}
-
-pub(super) struct Live {
-    pub(super) conversation: Conversation,
-    pub(super) dirty: bool,
-    /// Being written by a checkpoint: not dirty, but the index does not have it yet.
-    pub(super) writing: bool,
-    /// Used since the last sweep.
-    touched: bool,
-    bytes: usize,
+    pub(super) loads_since_sweep: usize,
 }
 
 impl GroupStore {
@@ -161,7 +153,7 @@ impl GroupStore {
         };
         let mut inner = self.lock_verified_for([&command.id])?;
         let inner = &mut *inner;
-        let mut live = self.take(inner, &command.id)?;
+        let live = self.take(inner, &command.id)?;
         inner.applied = Some(at);
         inner.meta_dirty = true;
         if live.as_ref().is_some_and(|live| live.conversation.changed_index() >= at.index) {
@@ -169,14 +161,18 @@ impl GroupStore {
             inner.put_back(&command.id, live);
             return Ok(None);
         }
-        let mut conversation = live.take().map(|live| {
-            self.shared.record_bytes.fetch_sub(live.bytes, Ordering::Relaxed);
-            (live.conversation, live.dirty, live.writing)
-        });
-        let (dirty, writing) = conversation.as_ref().map_or((false, false), |c| (c.1, c.2));
-        let mut state = conversation.take().map(|c| c.0);
+        let (mut state, dirty, writing, mut keys) = match live {
+            Some(live) => {
+                self.shared.record_bytes.fetch_sub(live.bytes, Ordering::Relaxed);
+                let Live { conversation, dirty, writing, keys, .. } = *live;
+                (Some(conversation), dirty, writing, keys)
+            }
+            None => (None, false, false, KnownKeys::none()),
+        };
         let lacked = state.as_ref().map_or(0, Conversation::unarchived);
         let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
+        let new_key = new_key(&command, state.as_ref(), &mut keys, &outside)?;
+        let outside = outside.lacking(new_key);
         let effects = crate::conversation::apply(&mut state, at.index, &command, &locations, &outside)?;
         if let Some(state) = state {
             if effects.changed
@@ -189,7 +185,8 @@ impl GroupStore {
             {
                 tracking.moved(&command.id, lacked, state.unarchived());
             }
-            inner.insert(&self.shared, &command.id, state, dirty || effects.changed, writing);
+            keys.follow(&effects);
+            inner.insert(&self.shared, &command.id, state, keys, dirty || effects.changed, writing);
         }
         if effects.changed {
             self.keep_bodies(&command, &locations);
@@ -380,7 +377,7 @@ impl GroupStore {
     pub(crate) fn reset(&self) -> Result<(), StoreError> {
         let _index = self.index_lock.lock();
         let mut inner = self.inner.lock();
-        let bytes: usize = inner.live.values().map(|live| live.bytes()).sum();
+        let bytes: usize = inner.live.values().map(|live| live.bytes).sum();
         self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
         *inner = Inner { verified: true, ..Inner::default() };
         self.clear_index()
@@ -415,29 +412,6 @@ impl GroupStore {
         Ok(self.shared.index.get(&super::value::chunk_key(&keys::head(self.group, id), 0))?.is_some())
     }
 
-    /// Takes a conversation out of memory, loading it first if need be.
-    pub(super) fn take(
-        &self,
-        inner: &mut Inner,
-        id: &ConversationId,
-    ) -> Result<Option<Box<Live>>, StoreError> {
-        if let Some(live) = inner.live.remove(id) {
-            self.shared.metrics.record_cache_hits.inc();
-            return Ok(Some(live));
-        }
-        self.shared.metrics.record_cache_misses.inc();
-        let key = keys::head(self.group, id);
-        let Some(bytes) = records::load(&*self.shared.index, &key)? else { return Ok(None) };
-        let conversation = Conversation::decode(bytes).map_err(|_| IndexError::Corrupt {
-            key: super::value::printable(&key),
-            reason: "undecodable record",
-        })?;
-        let bytes = live_bytes(&conversation, id);
-        self.shared.record_bytes.fetch_add(bytes, Ordering::Relaxed);
-        inner.loads_since_sweep += 1;
-        Ok(Some(Box::new(Live { conversation, dirty: false, writing: false, touched: true, bytes })))
-    }
-
     /// Newly appended messages are the ones read next.
     fn keep_bodies(&self, command: &Command, locations: &[Location]) {
         let (Action::Append { messages, .. } | Action::Compact { replacement: messages, .. }) =
@@ -452,58 +426,18 @@ impl GroupStore {
     }
 }
 
-/// What a record in memory takes, with its share of the map.
-fn live_bytes(conversation: &Conversation, id: &ConversationId) -> usize {
-    const MAP_ENTRY_BYTES: usize = 64;
-    conversation.heap_bytes() + size_of::<Live>() + id.as_str().len() + MAP_ENTRY_BYTES
-}
-
-impl Live {
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Inner {
-    pub(super) fn put_back(&mut self, id: &ConversationId, live: Option<Box<Live>>) {
-        if let Some(live) = live {
-            self.live.insert(id.clone(), live);
-        }
-    }
-
-    fn insert(
-        &mut self,
-        shared: &Shared,
-        id: &ConversationId,
-        conversation: Conversation,
-        dirty: bool,
-        writing: bool,
-    ) {
-        let bytes = live_bytes(&conversation, id);
-        shared.record_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let live = Live { conversation, dirty, writing, touched: true, bytes };
-        self.live.insert(id.clone(), Box::new(live));
-    }
-
-    /// Evicts clean records that were not used since the last sweep, when the node's records are over budget.
-    /// A sweep looks at every record of the group, so it waits for as many loads as would pay for it.
-    pub(super) fn sweep_if_over(&mut self, shared: &Shared) {
-        if self.loads_since_sweep * 4 >= self.live.len() {
-            self.sweep(shared);
-        }
-    }
-
-    fn sweep(&mut self, shared: &Shared) {
-        if shared.record_bytes.load(Ordering::Relaxed) <= shared.record_cache_bytes {
-            return;
-        }
-        self.loads_since_sweep = 0;
-        self.live.retain(|_, live| {
-            let keep = live.dirty || live.writing || std::mem::take(&mut live.touched);
-            if !keep {
-                shared.record_bytes.fetch_sub(live.bytes, Ordering::Relaxed);
-            }
-            keep
-        });
-    }
+/// The idempotency key of a command, if it is known to be new to the conversation.
+fn new_key(
+    command: &Command,
+    state: Option<&Conversation>,
+    keys: &mut KnownKeys,
+    outside: &Outside<'_>,
+) -> Result<Option<KeyDigest>, StoreError> {
+    let (Action::Append { idempotency: Some(request), .. }, Some(state)) = (&command.action, state) else {
+        return Ok(None);
+    };
+    let numbers = state.key_numbers();
+    let count = numbers.end - numbers.start;
+    let is_new = keys.lack(&request.key, count, || outside.keys_of(&command.id))?;
+    Ok(is_new.then_some(request.key))
 }

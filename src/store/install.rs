@@ -97,7 +97,7 @@ impl GroupStore {
     /// Empties the memory; nothing can be read until the end of the install.
     fn begin_install(&self, over: bool) -> (Under, Tally) {
         let mut inner = self.inner.lock();
-        let bytes: usize = inner.live.values().map(|live| live.bytes()).sum();
+        let bytes: usize = inner.live.values().map(|live| live.bytes).sum();
         self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
         inner.live.clear();
         inner.fresh = Default::default();

@@ -67,9 +67,14 @@ pub(crate) fn numbered(group: u16, kind: Kind, id: &ConversationId, number: u64)
 
 /// The key of an idempotency record.
 pub(crate) fn idempotency(group: u16, id: &ConversationId, digest: &[u8; 16]) -> Vec<u8> {
-    let mut key = with_id(group, Kind::IdempotencyKey, id, 16);
+    let mut key = idempotency_prefix(group, id);
     key.extend_from_slice(digest);
     key
+}
+
+/// The prefix of a conversation's idempotency records.
+pub(crate) fn idempotency_prefix(group: u16, id: &ConversationId) -> Vec<u8> {
+    with_id(group, Kind::IdempotencyKey, id, 16)
 }
 
 fn with_id(group: u16, kind: Kind, id: &ConversationId, suffix_bytes: usize) -> Vec<u8> {

@@ -10,6 +10,8 @@ mod image;
 mod index;
 mod install;
 mod keys;
+mod known_keys;
+mod live;
 mod marks;
 mod meta;
 mod readers;
