@@ -105,16 +105,17 @@ impl<'a> Outside<'a> {
         let prefix = keys::idempotency_prefix(self.store.group, id);
         let mut all = HashSet::new();
         for record in self.store.shared.index.scan(&prefix, &prefix) {
-            let (physical, _) = record?;
-            let digest = value::split_key(&physical).and_then(|(key, _)| key[prefix.len()..].try_into().ok());
-            all.insert(digest.ok_or_else(|| undecodable(&physical))?);
+            let (physical, record) = record?;
+            value::decode(&physical, &record)?;
+            let key =
+                value::split_key(&physical).and_then(|(key, _)| key.get(prefix.len()..)?.try_into().ok());
+            all.insert(key.ok_or_else(|| undecodable(&physical))?);
         }
         for layer in self.layers.iter().rev().flatten() {
             for ((_, key), record) in layer.by_key.iter().filter(|((of, _), _)| of == id) {
-                if record.is_some() {
-                    all.insert(*key)
-                } else {
-                    all.remove(key)
+                match record {
+                    Some(_) => all.insert(*key),
+                    None => all.remove(key),
                 };
             }
         }
