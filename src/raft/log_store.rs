@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, ImportBegin};
 use super::image::ImageState;
+use super::log_reader::LogReader;
 use super::rpc::ENTRY_OVERHEAD_BYTES;
 use super::types::{Entry, Host, LogId, Membership, Proposal, ReplicaId, TypeConfig, Vote};
 use crate::journal::{Class, Completion, Draft, FrameKind, Journal, Position};
@@ -25,8 +26,6 @@ use crate::journal::{Class, Completion, Draft, FrameKind, Journal, Position};
 /// Entries that openraft hands over together are cut into appends of about this many bytes, since one append must
 /// fit into a segment.
 const APPEND_BYTES_MAX: usize = 4 << 20;
-/// Entries sent to a follower in one request take about this many bytes at most, unless a single one is larger.
-const REPLICATE_BYTES_MAX: usize = 1 << 20;
 
 /// The log of one group. Clones share it: openraft's writer, its readers and the state machine.
 #[derive(Clone)]
@@ -352,6 +351,22 @@ impl LogStore {
         Ok(())
     }
 
+    /// Entries from `start` to before `end`, so many as take `bytes_max` bytes in a request; at least one.
+    pub(super) fn read_some(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let slots = {
+            let state = self.state.lock();
+            let slots = state.range(start, end);
+            let mut bytes = 0;
+            let fitting = slots.iter().take_while(|slot| {
+                bytes += ENTRY_OVERHEAD_BYTES + slot.command_bytes();
+                bytes <= bytes_max
+            });
+            let n = fitting.count().max(1).min(slots.len());
+            slots[..n].iter().map(|slot| Slot::clone(slot)).collect()
+        };
+        self.load(slots)
+    }
+
     /// Payloads that were dropped from memory come from the journal again.
     fn load(&self, slots: Vec<Slot>) -> io::Result<Vec<Entry>> {
         slots
@@ -390,30 +405,18 @@ impl RaftLogReader<TypeConfig> for LogStore {
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
         Ok(self.state.lock().vote)
     }
-
-    /// Bounded in bytes, for replication; at least one entry.
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let mut bytes = 0;
-        let slots = self.state.lock().range(start, end).into_iter().cloned().collect::<Vec<_>>();
-        let mut fits = |slot: &Slot| {
-            bytes += ENTRY_OVERHEAD_BYTES + slot.command_bytes();
-            bytes <= REPLICATE_BYTES_MAX
-        };
-        let n = slots.iter().take_while(|slot| fits(slot)).count().max(1).min(slots.len());
-        self.load(slots[..n].to_vec())
-    }
 }
 
 impl RaftLogStorage<TypeConfig> for LogStore {
-    type LogReader = Self;
+    type LogReader = LogReader;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let state = self.state.lock();
         Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last() })
     }
 
-    async fn get_log_reader(&mut self) -> Self {
-        self.clone()
+    async fn get_log_reader(&mut self) -> LogReader {
+        LogReader::new(self.clone())
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {

@@ -11,6 +11,7 @@ mod heartbeat;
 mod image;
 mod import;
 mod liveness;
+mod log_reader;
 mod log_store;
 mod network;
 #[cfg(test)]
