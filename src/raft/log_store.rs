@@ -362,7 +362,7 @@ impl LogStore {
                 bytes <= bytes_max
             });
             let n = fitting.count().max(1).min(slots.len());
-            slots[..n].iter().map(|slot| Slot::clone(slot)).collect()
+            slots[..n].iter().copied().cloned().collect()
         };
         self.load(slots)
     }
