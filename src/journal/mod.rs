@@ -297,8 +297,8 @@ impl Journal {
     }
 
     /// The bytes of (a part of) a payload, whether it is on disk or still queued; or of any stretch of a
-    /// segment that is synced. Blocks on the disk if the page cache has not got it. Does not verify: the caller has the checksum of what
-    /// it asks for.
+    /// segment that is synced. Blocks on the disk if the page cache has not got it. Does not verify: the
+    /// caller has the checksum of what it asks for.
     pub fn read(&self, segment: u32, offset: u32, len: u32) -> io::Result<Bytes> {
         let at = Position { segment, offset };
         let shared = &self.inner.shared;

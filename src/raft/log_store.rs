@@ -147,7 +147,7 @@ impl GroupLog {
     /// The first retained entry from index `from` on, if it is known to be committed.
     pub(crate) fn first_committed_from(&self, from: u64) -> Option<u64> {
         let end = self.committed.map_or(0, |id| id.index + 1);
-        self.range(from, end).first().map(|slot| slot.log_id.index)
+        self.range(from, end).next().map(|slot| slot.log_id.index)
     }
 
     /// Committed entries from index `from` on, as far as they are here. `read` gets the payloads that are not in memory.
@@ -157,7 +157,7 @@ impl GroupLog {
         read: &dyn Fn(Position, u32) -> io::Result<Bytes>,
     ) -> io::Result<Vec<Logged>> {
         let end = self.committed.map_or(0, |id| id.index + 1);
-        let entries = self.range(from, end).into_iter().map(|slot| {
+        let entries = self.range(from, end).map(|slot| {
             let entry = match &slot.body {
                 SlotBody::Command { bytes: None, len } => slot.entry(read(slot.command_at(), *len)?),
                 _ => slot.entry(slot.payload().unwrap_or_default()),
@@ -186,11 +186,11 @@ impl GroupLog {
     }
 
     /// Slots of `[from, end)` that are retained.
-    fn range(&self, from: u64, end: u64) -> Vec<&Slot> {
-        let Some(first) = self.entries.front().map(|slot| slot.log_id.index) else { return Vec::new() };
-        let start = from.saturating_sub(first) as usize;
+    fn range(&self, from: u64, end: u64) -> impl Iterator<Item = &Slot> {
+        let first = self.entries.front().map_or(0, |slot| slot.log_id.index);
         let stop = (end.saturating_sub(first) as usize).min(self.entries.len());
-        if start >= stop { Vec::new() } else { self.entries.range(start..stop).collect() }
+        let start = (from.saturating_sub(first) as usize).min(stop);
+        self.entries.range(start..stop)
     }
 }
 
@@ -353,17 +353,13 @@ impl LogStore {
 
     /// Entries from `start` to before `end`, so many as take `bytes_max` bytes in a request; at least one.
     pub(super) fn read_some(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let slots = {
-            let state = self.state.lock();
-            let slots = state.range(start, end);
-            let mut bytes = 0;
-            let fitting = slots.iter().take_while(|slot| {
-                bytes += ENTRY_OVERHEAD_BYTES + slot.command_bytes();
-                bytes <= bytes_max
-            });
-            let n = fitting.count().max(1).min(slots.len());
-            slots[..n].iter().copied().cloned().collect()
+        let mut bytes = 0;
+        let fits = |slot: &&Slot| {
+            let is_first = bytes == 0;
+            bytes += ENTRY_OVERHEAD_BYTES + slot.command_bytes();
+            is_first || bytes <= bytes_max
         };
+        let slots = self.state.lock().range(start, end).take_while(fits).cloned().collect();
         self.load(slots)
     }
 
@@ -398,7 +394,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        let slots = self.state.lock().range(from, end).into_iter().cloned().collect();
+        let slots = self.state.lock().range(from, end).cloned().collect();
         self.load(slots)
     }
 
