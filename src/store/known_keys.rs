@@ -62,17 +62,12 @@ impl KnownKeys {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::sync::Arc;
 
     use proptest::prelude::*;
 
-    use super::super::{Applied, CacheSizes, GroupStore, Shared, SledIndex};
+    use super::super::testing::Fixture;
     use super::*;
-    use crate::conversation::{
-        Action, Command, ConversationId, FrameLocation, Idempotency, KEPT_KEYS, KEPT_MS, NewMessage, Reply,
-        RoleKind,
-    };
-    use crate::metrics::Metrics;
+    use crate::conversation::{Action, Idempotency, KEPT_KEYS, KEPT_MS, NewMessage, Reply, RoleKind};
 
     const HERE: KeyDigest = [1; 16];
     const NEW: KeyDigest = [2; 16];
@@ -105,36 +100,11 @@ mod tests {
         }
     }
 
-    struct Fixture {
-        store: GroupStore,
-        index: u64,
-        now_ms: u64,
-        _dir: tempfile::TempDir,
-    }
-
     impl Fixture {
-        /// `records` is what clean records in memory may take.
-        fn new(records: usize) -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let index = SledIndex::open(dir.path(), 1 << 20).unwrap();
-            let sizes = CacheSizes { records, messages: 1 << 20 };
-            let shared = Arc::new(Shared::new(Arc::new(index), Metrics::new(), sizes));
-            Self { store: GroupStore::open(0, shared).unwrap(), index: 0, now_ms: 1, _dir: dir }
-        }
-
-        fn apply(&mut self, name: usize, action: Action) -> Reply {
-            self.index += 1;
-            let at = Applied { term: 1, leader: 1, index: self.index };
-            let id = ConversationId::parse(&format!("c{name}")).unwrap();
-            let command = Command { id, now_ms: self.now_ms, action };
-            self.store.apply(at, command.encode(), FrameLocation::default()).unwrap().unwrap()
-        }
-
         fn put(&mut self, name: usize) {
-            self.apply(
-                name,
-                Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None },
-            );
+            let action =
+                Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
+            self.command(&format!("c{name}"), action);
         }
 
         /// Appends under a key; whether that was done before, and the message's seq.
@@ -144,8 +114,8 @@ mod tests {
                 NewMessage { body: body.into(), token_count: 1, role: RoleKind::User, parts: Vec::new() };
             let digest = u128::from(key).to_le_bytes();
             let idempotency = Some(Idempotency { key: digest, body: digest });
-            match self.apply(name, Action::Append { messages: vec![message], idempotency, if_version: None })
-            {
+            let action = Action::Append { messages: vec![message], idempotency, if_version: None };
+            match self.command(&format!("c{name}"), action) {
                 Reply::Appended { first_seq, deduped, .. } => (deduped, first_seq),
                 other => panic!("{other:?}"),
             }

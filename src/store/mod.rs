@@ -17,6 +17,8 @@ mod meta;
 mod readers;
 mod records;
 mod survey;
+#[cfg(test)]
+mod testing;
 mod transfer;
 mod trims;
 mod unarchived;

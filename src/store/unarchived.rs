@@ -175,44 +175,16 @@ impl GroupStore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::{Applied, CacheSizes, Shared, SledIndex};
+    use super::super::testing::{Fixture, id};
     use super::*;
-    use crate::conversation::{Action, Command, FrameLocation, Mark, Marks};
-    use crate::metrics::Metrics;
-
-    struct Fixture {
-        store: GroupStore,
-        index: u64,
-        _dir: tempfile::TempDir,
-    }
-
-    fn id(text: &str) -> ConversationId {
-        ConversationId::parse(text).unwrap()
-    }
+    use crate::conversation::{Action, Mark, Marks};
 
     impl Fixture {
-        /// A store that keeps no clean record in memory.
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let index = SledIndex::open(dir.path(), 1 << 20).unwrap();
-            let sizes = CacheSizes { records: 0, messages: 1 << 20 };
-            let shared = Arc::new(Shared::new(Arc::new(index), Metrics::new(), sizes));
-            Self { store: GroupStore::open(0, shared).unwrap(), index: 0, _dir: dir }
-        }
-
-        fn apply(&mut self, encoded: bytes::Bytes) {
-            self.index += 1;
-            let at = Applied { term: 1, leader: 1, index: self.index };
-            self.store.apply(at, encoded, FrameLocation::default()).unwrap();
-        }
-
         /// Takes a conversation to the next version.
         fn change(&mut self, name: &str) {
             let metadata = Some(format!(r#"{{"n":{}}}"#, self.index).into());
             let action = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata };
-            self.apply(Command { id: id(name), now_ms: 1, action }.encode());
+            self.command(name, action);
         }
 
         fn mark(&mut self, name: &str, archived_version: u64) {
@@ -240,7 +212,7 @@ mod tests {
 
     #[test]
     fn what_is_behind_is_found_in_the_index_and_in_memory() {
-        let mut fixture = Fixture::new();
+        let mut fixture = Fixture::new(0);
         for name in ["a", "b", "c", "d"] {
             fixture.change(name);
             fixture.change(name);
@@ -262,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_lag_counts_what_changes_during_the_scan() {
-        let mut fixture = Fixture::new();
+        let mut fixture = Fixture::new(0);
         for name in ["a", "c", "e"] {
             fixture.change(name);
         }
@@ -284,7 +256,7 @@ mod tests {
 
     #[test]
     fn more_news_than_can_be_kept_are_found_by_looking_again() {
-        let mut fixture = Fixture::new();
+        let mut fixture = Fixture::new(0);
         fixture.store.track_unarchived(true);
         fixture.scan_all(100);
         let names: Vec<String> = (0..NEWS_MAX + 50).map(|n| format!("c{n:05}")).collect();

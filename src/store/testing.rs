@@ -1,0 +1,43 @@
+//! A group's store over an index that begins empty, for tests.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Applied, CacheSizes, GroupStore, Shared, SledIndex};
+use crate::conversation::{Action, Command, ConversationId, FrameLocation, Reply};
+use crate::metrics::Metrics;
+
+pub(super) struct Fixture {
+    pub(super) store: GroupStore,
+    /// The log index of the last entry.
+    pub(super) index: u64,
+    pub(super) now_ms: u64,
+    _dir: tempfile::TempDir,
+}
+
+pub(super) fn id(text: &str) -> ConversationId {
+    ConversationId::parse(text).unwrap()
+}
+
+impl Fixture {
+    /// `records` is what clean records in memory may take.
+    pub(super) fn new(records: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let index = SledIndex::open(dir.path(), 1 << 20).unwrap();
+        let sizes = CacheSizes { records, messages: 1 << 20 };
+        let shared = Arc::new(Shared::new(Arc::new(index), Metrics::new(), sizes));
+        Self { store: GroupStore::open(0, shared).unwrap(), index: 0, now_ms: 1, _dir: dir }
+    }
+
+    /// Applies the next entry of the log.
+    pub(super) fn apply(&mut self, encoded: Bytes) -> Reply {
+        self.index += 1;
+        let at = Applied { term: 1, leader: 1, index: self.index };
+        self.store.apply(at, encoded, FrameLocation::default()).unwrap().unwrap()
+    }
+
+    pub(super) fn command(&mut self, name: &str, action: Action) -> Reply {
+        self.apply(Command { id: id(name), now_ms: self.now_ms, action }.encode())
+    }
+}
