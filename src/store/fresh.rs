@@ -1,29 +1,31 @@
 //! What apply produced besides conversation records since the last checkpoint: sealed runs and idempotency
-//! records. Also the view through which apply and reads look at all of it together with the index.
+//! keys. Also the view through which apply and reads look at all of it together with the index.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::group::GroupStore;
 use super::index::IndexError;
+use super::key_runs::{KeyRun, Numbered, key_run_of, key_runs_of, numbers_of};
 use super::keys::{self, Kind};
-use super::known_keys::KeyDigest;
+use super::known_keys::{KeyDigest, KnownKeys};
 use super::records::{self, Writer};
-use super::{StoreError, value};
+use super::value;
 use crate::conversation::{
     ChangeRun, ConversationId, Effects, EventRun, History, HistoryError, IdempotencyIndex, IdempotencyRecord,
     Reply,
 };
 
-/// Changes waiting for the next checkpoint. `None` in a map is a removal.
+/// Changes waiting for the next checkpoint.
 #[derive(Default)]
 pub(super) struct Fresh {
     events: HashMap<(ConversationId, u64), Arc<EventRun>>,
     changes: HashMap<(ConversationId, u64), Arc<ChangeRun>>,
-    by_key: HashMap<(ConversationId, KeyDigest), Option<IdempotencyRecord>>,
-    by_number: HashMap<(ConversationId, u64), Option<KeyDigest>>,
+    /// By number.
+    keys: HashMap<ConversationId, BTreeMap<u64, Numbered>>,
 }
 
 impl Fresh {
@@ -35,13 +37,11 @@ impl Fresh {
         for run in effects.sealed_changes {
             self.changes.insert((id.clone(), run.number()), Arc::new(run));
         }
-        for (number, key) in effects.idempotency_remove {
-            self.by_key.insert((id.clone(), key), None);
-            self.by_number.insert((id.clone(), number), None);
-        }
-        for (number, key, record) in effects.idempotency_put {
-            self.by_key.insert((id.clone(), key), Some(record));
-            self.by_number.insert((id.clone(), number), Some(key));
+        if !effects.idempotency_put.is_empty() || !effects.idempotency_remove.is_empty() {
+            let keys = self.keys.entry(id.clone()).or_default();
+            keys.extend(effects.idempotency_remove.into_iter().map(|(number, _)| (number, None)));
+            let put = effects.idempotency_put.into_iter();
+            keys.extend(put.map(|(number, key, record)| (number, Some((key, record)))));
         }
         effects.reply
     }
@@ -63,18 +63,16 @@ impl Fresh {
         for ((id, number), run) in &self.changes {
             writer.put(&keys::numbered(group, Kind::ChangeRun, id, *number), &run.encode())?;
         }
-        for ((id, digest), record) in &self.by_key {
-            let key = keys::idempotency(group, id, digest);
-            match record {
-                Some(record) => writer.put(&key, &record.encode())?,
-                None => writer.remove(&key)?,
-            }
-        }
-        for ((id, number), digest) in &self.by_number {
-            let key = keys::numbered(group, Kind::IdempotencyNumber, id, *number);
-            match digest {
-                Some(digest) => writer.put(&key, digest)?,
-                None => writer.remove(&key)?,
+        for (id, keys) in &self.keys {
+            let keys: Vec<_> = keys.iter().map(|(number, key)| (*number, *key)).collect();
+            for changes in keys.chunk_by(|(a, _), (b, _)| key_run_of(*a) == key_run_of(*b)) {
+                let number = key_run_of(changes[0].0);
+                let key = keys::numbered(group, Kind::KeyRun, id, number);
+                writer.update(&key, |old| {
+                    let mut run = KeyRun::decode(number, old)?;
+                    run.follow(changes.iter().copied());
+                    Some(run.encode())
+                })?;
             }
         }
         Ok(())
@@ -86,40 +84,44 @@ pub(super) struct Outside<'a> {
     store: &'a GroupStore,
     /// The newest first.
     layers: [Option<&'a Fresh>; 2],
-    /// A key that is known to be in none of it.
-    lacked: Option<KeyDigest>,
+    /// The numbers of the keys of the conversation that is looked at, if they are known.
+    known: Option<&'a KnownKeys>,
 }
 
 impl<'a> Outside<'a> {
     pub(super) fn new(store: &'a GroupStore, fresh: &'a Fresh, writing: Option<&'a Fresh>) -> Self {
-        Self { store, layers: [Some(fresh), writing], lacked: None }
+        Self { store, layers: [Some(fresh), writing], known: None }
     }
 
-    /// The same, with a key that is known to be in none of it.
-    pub(super) fn lacking(self, lacked: Option<KeyDigest>) -> Self {
-        Self { lacked, ..self }
+    /// The same for one conversation, whose keys these are.
+    pub(super) fn knowing(self, known: &'a KnownKeys) -> Self {
+        Self { known: Some(known), ..self }
     }
 
-    /// All idempotency keys of a conversation.
-    pub(super) fn keys_of(&self, id: &ConversationId) -> Result<HashSet<KeyDigest>, StoreError> {
-        let prefix = keys::idempotency_prefix(self.store.group, id);
-        let mut all = HashSet::new();
-        for record in self.store.shared.index.scan(&prefix, &prefix) {
-            let (physical, record) = record?;
-            value::decode(&physical, &record)?;
-            let key =
-                value::split_key(&physical).and_then(|(key, _)| key.get(prefix.len()..)?.try_into().ok());
-            all.insert(key.ok_or_else(|| undecodable(&physical))?);
-        }
-        for layer in self.layers.iter().rev().flatten() {
-            for ((_, key), record) in layer.by_key.iter().filter(|((of, _), _)| of == id) {
-                match record {
-                    Some(_) => all.insert(*key),
-                    None => all.remove(key),
-                };
-            }
+    /// The number of each of a conversation's keys.
+    pub(super) fn numbers_of_keys(
+        &self,
+        id: &ConversationId,
+        numbers: Range<u64>,
+    ) -> Result<HashMap<KeyDigest, u64>, HistoryError> {
+        let mut all = HashMap::new();
+        for run in key_runs_of(numbers.clone()) {
+            let keys = self.key_run(id, run)?.into_iter().filter(|(number, _)| numbers.contains(number));
+            all.extend(keys.map(|(number, (key, _))| (key, number)));
         }
         Ok(all)
+    }
+
+    /// The keys of one run.
+    pub(super) fn key_run(&self, id: &ConversationId, number: u64) -> Result<KeyRun, HistoryError> {
+        let key = keys::numbered(self.store.group, Kind::KeyRun, id, number);
+        let bytes = self.load(&key)?.unwrap_or_default();
+        let mut run = KeyRun::decode(number, &bytes).ok_or_else(|| undecodable(&key))?;
+        for layer in self.layers.iter().rev().flatten() {
+            let changes = layer.keys.get(id).into_iter().flat_map(|keys| keys.range(numbers_of(number)));
+            run.follow(changes.map(|(number, key)| (*number, *key)));
+        }
+        Ok(run)
     }
 
     fn layers(&self) -> impl Iterator<Item = &'a Fresh> {
@@ -151,24 +153,6 @@ impl<'a> Outside<'a> {
         let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
         Ok(Arc::new(EventRun::decode(bytes).map_err(|_| undecodable(&key))?))
     }
-
-    fn record(
-        &self,
-        id: &ConversationId,
-        digest: &KeyDigest,
-    ) -> Result<Option<IdempotencyRecord>, HistoryError> {
-        if self.lacked.as_ref() == Some(digest) {
-            return Ok(None);
-        }
-        let at = (id.clone(), *digest);
-        if let Some(found) = self.layers().find_map(|layer| layer.by_key.get(&at)) {
-            return Ok(*found);
-        }
-        let key = keys::idempotency(self.store.group, id, digest);
-        self.load(&key)?
-            .map(|bytes| IdempotencyRecord::decode(bytes).map_err(|_| undecodable(&key)))
-            .transpose()
-    }
 }
 
 impl History for Outside<'_> {
@@ -198,7 +182,11 @@ impl History for Outside<'_> {
 
 impl IdempotencyIndex for Outside<'_> {
     fn get(&self, id: &ConversationId, key: &KeyDigest) -> Result<Option<IdempotencyRecord>, HistoryError> {
-        self.record(id, key)
+        let numbers = self.known.and_then(KnownKeys::numbers);
+        let numbers =
+            numbers.ok_or_else(|| HistoryError::Storage(format!("the keys of {id} were not read")))?;
+        let Some(number) = numbers.get(key) else { return Ok(None) };
+        Ok(self.nth(id, *number)?.map(|(_, record)| record))
     }
 
     fn nth(
@@ -206,18 +194,11 @@ impl IdempotencyIndex for Outside<'_> {
         id: &ConversationId,
         number: u64,
     ) -> Result<Option<(KeyDigest, IdempotencyRecord)>, HistoryError> {
-        let at = (id.clone(), number);
-        let digest = match self.layers().find_map(|layer| layer.by_number.get(&at)) {
-            Some(digest) => *digest,
-            None => {
-                let key = keys::numbered(self.store.group, Kind::IdempotencyNumber, id, number);
-                self.load(&key)?
-                    .map(|bytes| KeyDigest::try_from(&bytes[..]).map_err(|_| undecodable(&key)))
-                    .transpose()?
-            }
-        };
-        let Some(digest) = digest else { return Ok(None) };
-        Ok(self.record(id, &digest)?.map(|record| (digest, record)))
+        let changed = |layer: &Fresh| layer.keys.get(id)?.get(&number).copied();
+        match self.layers().find_map(changed) {
+            Some(key) => Ok(key),
+            None => Ok(self.key_run(id, key_run_of(number))?.get(number).copied()),
+        }
     }
 }
 

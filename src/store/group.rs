@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::fresh::{Fresh, Outside};
 use super::index::IndexError;
-use super::known_keys::{KeyDigest, KnownKeys};
+use super::known_keys::KnownKeys;
 use super::live::Live;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
@@ -89,7 +89,7 @@ impl GroupStore {
             Some(bytes) => {
                 let meta = Meta::decode(&bytes).ok_or(IndexError::Corrupt {
                     key: format!("meta of group {group}"),
-                    reason: "undecodable",
+                    reason: "undecodable, or of another version",
                 })?;
                 inner.applied = meta.applied;
                 inner.persisted = meta.applied;
@@ -171,8 +171,10 @@ impl GroupStore {
         };
         let lacked = state.as_ref().map_or(0, Conversation::unarchived);
         let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
-        let new_key = new_key(&command, state.as_ref(), &mut keys, &outside)?;
-        let outside = outside.lacking(new_key);
+        if let Some(state) = state.as_ref().filter(|_| asks_for_keys(&command)) {
+            keys.learn(|| outside.numbers_of_keys(&command.id, state.key_numbers()))?;
+        }
+        let outside = outside.knowing(&keys);
         let effects = crate::conversation::apply(&mut state, at.index, &command, &locations, &outside)?;
         if let Some(state) = state {
             if effects.changed
@@ -426,18 +428,7 @@ impl GroupStore {
     }
 }
 
-/// The idempotency key of a command, if it is known to be new to the conversation.
-fn new_key(
-    command: &Command,
-    state: Option<&Conversation>,
-    keys: &mut KnownKeys,
-    outside: &Outside<'_>,
-) -> Result<Option<KeyDigest>, StoreError> {
-    let (Action::Append { idempotency: Some(request), .. }, Some(state)) = (&command.action, state) else {
-        return Ok(None);
-    };
-    let numbers = state.key_numbers();
-    let count = numbers.end - numbers.start;
-    let is_new = keys.lack(&request.key, count, || outside.keys_of(&command.id))?;
-    Ok(is_new.then_some(request.key))
+/// Whether applying a command looks idempotency keys up.
+fn asks_for_keys(command: &Command) -> bool {
+    matches!(&command.action, Action::Append { idempotency: Some(_), .. } | Action::Restore(_))
 }

@@ -5,13 +5,15 @@
 //! agreement and a conversation's record and keys change in one batch, so that what a crash leaves is the older state
 //! with some conversations newer, which apply and a second install both know how to handle.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use super::group::{Applied, GroupStore};
+use super::key_runs::{KeyRun, key_runs_of, numbers_of};
 use super::keys::{self, Kind};
+use super::known_keys::KeyDigest;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
 use super::transfer::{Block, VisitLocations};
@@ -79,7 +81,7 @@ impl GroupStore {
             under: base.map(|_| under),
             placed,
             places: Vec::new(),
-            digests: HashSet::new(),
+            keys: None,
             in_batch: HashSet::new(),
         };
         for block in blocks {
@@ -146,8 +148,8 @@ struct Importer<'a> {
     placed: bool,
     /// Where the messages of the coming document lie.
     places: Vec<Location>,
-    /// Digests of the keys of the coming conversation.
-    digests: HashSet<[u8; 16]>,
+    /// Keys of the coming conversation.
+    keys: Option<(ConversationId, BTreeMap<u64, (KeyDigest, IdempotencyRecord)>)>,
     /// Conversations in the running batch, in which none may come twice.
     in_batch: HashSet<ConversationId>,
 }
@@ -189,36 +191,39 @@ impl Importer<'_> {
                 self.writer.put(&keys::numbered(group, Kind::ChangeRun, &id, run.number()), &run.encode())?;
             }
             Block::Keys { id, records } => {
-                self.not_again(&id)?;
+                let (_, keys) = match self.keys.take() {
+                    Some((of, keys)) if of == id => self.keys.insert((of, keys)),
+                    _ => self.keys.insert((id, BTreeMap::new())),
+                };
                 for (number, digest, record) in records {
-                    IdempotencyRecord::decode(record.clone()).map_err(|_| bad())?;
-                    self.writer.put(&keys::numbered(group, Kind::IdempotencyNumber, &id, number), &digest)?;
-                    self.writer.put(&keys::idempotency(group, &id, &digest), &record)?;
-                    self.digests.insert(digest);
+                    keys.insert(number, (digest, IdempotencyRecord::decode(record).map_err(|_| bad())?));
                 }
+                return Ok(());
             }
         }
         self.flush_if_large()
     }
 
-    /// The record of a conversation, all else of which has been written, and the end of the keys it has forgotten.
+    /// The record of a conversation with its keys; all else of it has been written.
     fn conversation(&mut self, id: ConversationId, state: &Conversation) -> Result<(), StoreError> {
         let group = self.store.group;
         self.not_again(&id)?;
         let key = keys::head(group, &id);
-        let digests = std::mem::take(&mut self.digests);
+        let (numbers, brought) = (state.key_numbers(), self.keys.take());
+        let keys = brought.filter(|(of, _)| *of == id).map(|(_, keys)| keys).unwrap_or_default();
+        let run_key = |run| keys::numbered(group, Kind::KeyRun, &id, run);
+        for run in key_runs_of(numbers.clone()) {
+            let mut here = KeyRun::default();
+            let counted = keys.range(numbers_of(run)).filter(|(number, _)| numbers.contains(number));
+            here.follow(counted.map(|(number, key)| (*number, Some(*key))));
+            self.writer.update(&run_key(run), |_| Some(here.encode()))?;
+        }
         if let Some(old) = records::load(&*self.store.shared.index, &key)? {
             let old = Conversation::decode(old).map_err(|_| StoreError::Block { group })?;
-            for number in old.key_numbers().filter(|number| !state.key_numbers().contains(number)) {
-                let numbered = keys::numbered(group, Kind::IdempotencyNumber, &id, number);
-                let Some(digest) = records::load(&*self.store.shared.index, &numbered)? else { continue };
-                self.writer.remove(&numbered)?;
-                match <[u8; 16]>::try_from(&digest[..]) {
-                    Ok(digest) if !digests.contains(&digest) => {
-                        self.writer.remove(&keys::idempotency(group, &id, &digest))?;
-                    }
-                    _ => {}
-                }
+            let forgotten =
+                key_runs_of(old.key_numbers()).filter(|run| !key_runs_of(numbers.clone()).contains(run));
+            for run in forgotten {
+                self.writer.remove(&run_key(run))?;
             }
         }
         self.writer.put(&key, &state.encode())?;

@@ -17,10 +17,8 @@ pub(crate) enum Kind {
     EventRun = 2,
     /// A sealed run of non-event changes, by its number.
     ChangeRun = 3,
-    /// An idempotency record by key digest.
-    IdempotencyKey = 4,
-    /// An idempotency key digest by its number in the conversation.
-    IdempotencyNumber = 5,
+    /// A run of idempotency keys and what is remembered of their requests, by its number. Ordinals 4 and 5 are spent.
+    KeyRun = 6,
 }
 
 /// The prefix of everything a group has.
@@ -65,18 +63,6 @@ pub(crate) fn numbered(group: u16, kind: Kind, id: &ConversationId, number: u64)
     key
 }
 
-/// The key of an idempotency record.
-pub(crate) fn idempotency(group: u16, id: &ConversationId, digest: &[u8; 16]) -> Vec<u8> {
-    let mut key = idempotency_prefix(group, id);
-    key.extend_from_slice(digest);
-    key
-}
-
-/// The prefix of a conversation's idempotency records.
-pub(crate) fn idempotency_prefix(group: u16, id: &ConversationId) -> Vec<u8> {
-    with_id(group, Kind::IdempotencyKey, id, 16)
-}
-
 fn with_id(group: u16, kind: Kind, id: &ConversationId, suffix_bytes: usize) -> Vec<u8> {
     let id = id.as_str().as_bytes();
     let mut key = Vec::with_capacity(3 + id.len() + 1 + suffix_bytes + 2);
@@ -110,6 +96,6 @@ mod tests {
     fn golden_keys() {
         assert_eq!(meta(258), [1, 2, 0]);
         assert_eq!(numbered(1, Kind::EventRun, &id("c"), 129), [0, 1, 2, b'c', 0, 0, 0, 0, 0, 0, 0, 0, 129]);
-        assert_eq!(idempotency(1, &id("c"), &[9; 16])[..5], [0, 1, 4, b'c', 0]);
+        assert_eq!(numbered(1, Kind::KeyRun, &id("c"), 3), [0, 1, 6, b'c', 0, 0, 0, 0, 0, 0, 0, 0, 3]);
     }
 }

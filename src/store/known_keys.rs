@@ -1,61 +1,53 @@
-//! Which idempotency keys a conversation in memory has. Nearly every key that comes is a new one: known to be, it needs no
-//! look into the index, which would wait for a checkpoint that is writing there.
+//! Which idempotency keys a conversation in memory has, and under which numbers. Nearly every key that comes is a new one:
+//! known to be, it needs no look into the index, which would wait for a checkpoint that is writing there.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use crate::conversation::Effects;
 
 pub(super) type KeyDigest = [u8; 16];
 
-/// Keys read from the index in passing for the cost of looking one up.
-const READ_PER_LOOKUP: u64 = 32;
-/// A conversation with more keys is not read for them: that would hold up its group for too long.
-const READ_MAX: u64 = 4_096;
-
 /// The keys of one conversation.
 #[derive(Default)]
 pub(super) struct KnownKeys {
-    /// All there are, once that is known.
-    all: Option<HashSet<KeyDigest>>,
-    /// How many were asked for while it was not.
-    lookups: u64,
+    /// All there are, once somebody asked.
+    numbers: Option<HashMap<KeyDigest, u64>>,
 }
 
 impl KnownKeys {
     /// Those of a conversation that has none.
     pub(super) fn none() -> Self {
-        Self { all: Some(HashSet::new()), lookups: 0 }
+        Self { numbers: Some(HashMap::new()) }
     }
 
-    /// Whether a conversation with `count` keys is known not to have this one. Has all of them read once that costs no more
-    /// than the lookups so far.
-    pub(super) fn lack<E>(
+    /// Has all keys read, unless they are known.
+    pub(super) fn learn<E>(
         &mut self,
-        key: &KeyDigest,
-        count: u64,
-        read: impl FnOnce() -> Result<HashSet<KeyDigest>, E>,
-    ) -> Result<bool, E> {
-        if self.all.is_none() {
-            self.lookups += 1;
-            if count > READ_MAX.min(self.lookups * READ_PER_LOOKUP) {
-                return Ok(false);
-            }
-            self.all = Some(read()?);
+        read: impl FnOnce() -> Result<HashMap<KeyDigest, u64>, E>,
+    ) -> Result<(), E> {
+        if self.numbers.is_none() {
+            self.numbers = Some(read()?);
         }
-        Ok(self.all.as_ref().is_some_and(|all| !all.contains(key)))
+        Ok(())
+    }
+
+    /// `None` while they are not known.
+    pub(super) fn numbers(&self) -> Option<&HashMap<KeyDigest, u64>> {
+        self.numbers.as_ref()
     }
 
     /// Takes in what a command did.
     pub(super) fn follow(&mut self, effects: &Effects) {
-        let Some(all) = &mut self.all else { return };
+        let Some(numbers) = &mut self.numbers else { return };
         for (_, key) in &effects.idempotency_remove {
-            all.remove(key);
+            numbers.remove(key);
         }
-        all.extend(effects.idempotency_put.iter().map(|(_, key, _)| *key));
+        numbers.extend(effects.idempotency_put.iter().map(|(number, key, _)| (*key, *number)));
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.all.as_ref().map_or(0, |all| all.capacity() * (size_of::<KeyDigest>() + 1))
+        const ENTRY_BYTES: usize = size_of::<(KeyDigest, u64)>() + 1;
+        self.numbers.as_ref().map_or(0, |numbers| numbers.capacity() * ENTRY_BYTES)
     }
 }
 
@@ -69,35 +61,15 @@ mod tests {
     use super::*;
     use crate::conversation::{Action, Idempotency, KEPT_KEYS, KEPT_MS, NewMessage, Reply, RoleKind};
 
-    const HERE: KeyDigest = [1; 16];
-    const NEW: KeyDigest = [2; 16];
-
-    fn unread() -> Result<HashSet<KeyDigest>, ()> {
-        Err(())
-    }
-
     #[test]
-    fn a_conversation_that_began_without_keys_needs_no_reading() {
-        let mut keys = KnownKeys::none();
-        assert_eq!(keys.lack(&NEW, 0, unread), Ok(true));
-    }
-
-    #[test]
-    fn all_keys_are_read_once_lookups_would_have_cost_as_much() {
+    fn keys_are_read_once() {
         let mut keys = KnownKeys::default();
-        for _ in 0..31 {
-            assert_eq!(keys.lack(&NEW, 1_000, unread), Ok(false));
-        }
-        assert_eq!(keys.lack(&NEW, 1_000, || Ok::<_, ()>([HERE].into())), Ok(true));
-        assert_eq!(keys.lack(&HERE, 1_000, unread), Ok(false));
-    }
-
-    #[test]
-    fn very_many_keys_are_never_read() {
-        let mut keys = KnownKeys::default();
-        for _ in 0..10_000 {
-            assert_eq!(keys.lack(&NEW, READ_MAX + 1, unread), Ok(false));
-        }
+        assert_eq!(keys.learn(|| Err(())), Err(()));
+        assert!(keys.numbers().is_none());
+        keys.learn(|| Ok::<_, ()>([([1; 16], 7)].into())).unwrap();
+        keys.learn(|| Err(())).unwrap();
+        assert_eq!(keys.numbers().unwrap()[&[1; 16]], 7);
+        KnownKeys::none().learn(|| Err(())).unwrap();
     }
 
     impl Fixture {

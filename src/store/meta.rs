@@ -5,7 +5,8 @@ use bytes::Bytes;
 use super::group::Applied;
 use super::records::Tally;
 
-const VERSION: u8 = 1;
+/// Raised when any record of the index changes its form: then the index is made anew of the journal.
+const VERSION: u8 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Meta {
@@ -63,7 +64,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let meta = Meta { applied: None, membership: Bytes::new(), tally: Tally { records: 1, digest: 2 } };
-        let mut expected = vec![1, 0];
+        let mut expected = vec![2, 0];
         expected.extend_from_slice(&[0; 24]);
         expected.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 2]);
         expected.extend_from_slice(&[0; 15]);

@@ -9,6 +9,7 @@ mod group;
 mod image;
 mod index;
 mod install;
+mod key_runs;
 mod keys;
 mod known_keys;
 mod live;

@@ -33,19 +33,40 @@ fn hash(physical: &[u8], record: &[u8]) -> u128 {
     xxh3_128(physical).rotate_left(64) ^ xxh3_128(record)
 }
 
+/// Key and value of one chunk.
+type PhysicalRecord = (Vec<u8>, Vec<u8>);
+
 /// Reads a logical value.
 pub(crate) fn load(index: &dyn Index, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
-    let physical = value::chunk_key(key, 0);
-    let Some(record) = index.get(&physical)? else { return Ok(None) };
-    let (chunks, payload) = value::decode(&physical, &record)?;
-    let mut whole = payload.to_vec();
-    for chunk in 1..chunks {
-        let physical = value::chunk_key(key, chunk);
-        let missing = || IndexError::Corrupt { key: value::printable(&physical), reason: "missing chunk" };
-        let record = index.get(&physical)?.ok_or_else(missing)?;
-        whole.extend_from_slice(value::decode(&physical, &record)?.1);
+    let chunks = chunks_of(index, key)?;
+    if chunks.is_empty() { Ok(None) } else { Ok(Some(whole(&chunks)?.into())) }
+}
+
+/// The chunks of a logical value, as far as they are there.
+fn chunks_of(index: &dyn Index, key: &[u8]) -> Result<Vec<PhysicalRecord>, IndexError> {
+    let mut found = Vec::new();
+    let mut chunks = 1;
+    while found.len() < usize::from(chunks) {
+        let physical = value::chunk_key(key, found.len() as u16);
+        let Some(record) = index.get(&physical)? else { break };
+        if found.is_empty() {
+            chunks = value::decode(&physical, &record)?.0;
+        }
+        found.push((physical, record));
     }
-    Ok(Some(whole.into()))
+    Ok(found)
+}
+
+fn whole(chunks: &[PhysicalRecord]) -> Result<Vec<u8>, IndexError> {
+    let mut whole = Vec::new();
+    for (physical, record) in chunks {
+        let (count, payload) = value::decode(physical, record)?;
+        if usize::from(count) != chunks.len() {
+            return Err(IndexError::Corrupt { key: value::printable(physical), reason: "missing chunk" });
+        }
+        whole.extend_from_slice(payload);
+    }
+    Ok(whole)
 }
 
 /// Collects logical puts and removals into one atomic batch, keeping the tally.
@@ -62,18 +83,32 @@ impl<'a> Writer<'a> {
 
     /// Replaces a logical value. A key may appear once per batch.
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), IndexError> {
-        let records = value::encode(key, value);
-        self.remove_chunks(key, records.len() as u16)?;
-        for (physical, record) in records {
-            self.tally.add(&physical, &record);
-            self.batch.put(physical, record);
-        }
+        let old = chunks_of(self.index, key)?;
+        self.set(old, value::encode(key, value));
         Ok(())
     }
 
     /// Removes a logical value, if it is there.
     pub(crate) fn remove(&mut self, key: &[u8]) -> Result<(), IndexError> {
-        self.remove_chunks(key, 0)
+        let old = chunks_of(self.index, key)?;
+        self.set(old, Vec::new());
+        Ok(())
+    }
+
+    /// Replaces a logical value by what is made of it, where no bytes stand for no value. `None` says that it is not what it
+    /// should be.
+    pub(crate) fn update(
+        &mut self,
+        key: &[u8],
+        change: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
+    ) -> Result<(), IndexError> {
+        let old = chunks_of(self.index, key)?;
+        let value = change(&whole(&old)?).ok_or_else(|| IndexError::Corrupt {
+            key: value::printable(key),
+            reason: "undecodable record",
+        })?;
+        self.set(old, if value.is_empty() { Vec::new() } else { value::encode(key, &value) });
+        Ok(())
     }
 
     /// Writes the batch together with the group's meta record, which is not part of the tally.
@@ -99,23 +134,18 @@ impl<'a> Writer<'a> {
         self.batch.ops.len()
     }
 
-    /// Takes the old value's chunks out of the tally, and those from `keep` on out of the index.
-    fn remove_chunks(&mut self, key: &[u8], keep: u16) -> Result<(), IndexError> {
-        let mut chunk = 0;
-        let mut chunks = 1;
-        while chunk < chunks {
-            let physical = value::chunk_key(key, chunk);
-            let Some(record) = self.index.get(&physical)? else { break };
-            if chunk == 0 {
-                chunks = value::decode(&physical, &record)?.0;
-            }
+    /// Puts chunks in the place of others.
+    fn set(&mut self, old: Vec<PhysicalRecord>, new: Vec<PhysicalRecord>) {
+        for (number, (physical, record)) in old.into_iter().enumerate() {
             self.tally.subtract(&physical, &record);
-            if chunk >= keep {
+            if number >= new.len() {
                 self.batch.remove(physical);
             }
-            chunk += 1;
         }
-        Ok(())
+        for (physical, record) in new {
+            self.tally.add(&physical, &record);
+            self.batch.put(physical, record);
+        }
     }
 }
 
@@ -149,11 +179,32 @@ mod tests {
             assert_eq!(load(&index, b"g\x01b").unwrap().unwrap(), vec![2; sizes[1]]);
         }
         let mut writer = Writer::new(&index, tally);
+        writer
+            .update(b"g\x01a", |old| {
+                assert_eq!(old, vec![1; 0]);
+                Some(vec![3; 8_000])
+            })
+            .unwrap();
+        tally = writer.commit(b"g\0meta", |_| Vec::new()).unwrap();
+        assert_eq!(tally, scanned(&index, b"g"));
+        let mut writer = Writer::new(&index, tally);
+        writer
+            .update(b"g\x01a", |old| {
+                assert_eq!(old, vec![3; 8_000]);
+                Some(Vec::new())
+            })
+            .unwrap();
+        writer.update(b"g\x01never", |old| old.is_empty().then(Vec::new)).unwrap();
+        assert!(writer.update(b"g\x01b", |_| None).is_err());
+        tally = writer.commit(b"g\0meta", |_| Vec::new()).unwrap();
+        assert_eq!(load(&index, b"g\x01a").unwrap(), None);
+
+        let mut writer = Writer::new(&index, tally);
         writer.remove(b"g\x01b").unwrap();
         writer.remove(b"g\x01missing").unwrap();
         tally = writer.commit(b"g\0meta", |_| Vec::new()).unwrap();
         assert_eq!(tally, scanned(&index, b"g"));
-        assert_eq!(tally.records, 1);
+        assert_eq!(tally, Tally::default());
         assert_eq!(load(&index, b"g\x01b").unwrap(), None);
     }
 }

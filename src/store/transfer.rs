@@ -13,9 +13,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::StoreError;
 use super::fresh::Outside;
 use super::group::GroupStore;
+use super::key_runs::key_runs_of;
 use crate::conversation::{
-    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, HistoryError, IdempotencyIndex,
-    Location,
+    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, HistoryError, Location,
 };
 
 const VERSION: u8 = 1;
@@ -212,20 +212,21 @@ impl GroupStore {
         &self,
         id: &ConversationId,
     ) -> Result<Option<(Conversation, Vec<KeyRecord>)>, StoreError> {
-        'again: loop {
+        loop {
             let Some(state) = self.read(id, |c, _| c.clone())? else { return Ok(None) };
+            let numbers = state.key_numbers();
             let mut keys = Vec::new();
-            for number in state.key_numbers() {
-                match self.with_outside(|outside| outside.nth(id, number))? {
-                    Some((digest, record)) => keys.push((number, digest, record.encode())),
-                    None if self.read(id, |c, _| c.key_numbers() == state.key_numbers())? == Some(true) => {
-                        let error = HistoryError::Storage(format!("idempotency record {number} is missing"));
-                        return Err(error.into());
-                    }
-                    None => continue 'again,
-                }
+            for run in key_runs_of(numbers.clone()) {
+                let run = self.with_outside(|outside| outside.key_run(id, run))?.into_iter();
+                let counted = run.filter(|(number, _)| numbers.contains(number));
+                keys.extend(counted.map(|(number, (digest, record))| (number, digest, record.encode())));
             }
-            return Ok(Some((state, keys)));
+            if keys.len() as u64 == numbers.end - numbers.start {
+                return Ok(Some((state, keys)));
+            }
+            if self.read(id, |c, _| c.key_numbers() == numbers)? == Some(true) {
+                return Err(HistoryError::Storage(format!("idempotency keys of {id} are missing")).into());
+            }
         }
     }
 
