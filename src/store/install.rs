@@ -5,15 +5,14 @@
 //! agreement and a conversation's record and keys change in one batch, so that what a crash leaves is the older state
 //! with some conversations newer, which apply and a second install both know how to handle.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use super::group::{Applied, GroupStore};
-use super::key_runs::{KeyRun, key_runs_of, numbers_of};
+use super::key_runs::{KeyRun, Keys, key_runs_of, numbers_of};
 use super::keys::{self, Kind};
-use super::known_keys::KeyDigest;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
 use super::transfer::{Block, VisitLocations};
@@ -149,7 +148,7 @@ struct Importer<'a> {
     /// Where the messages of the coming document lie.
     places: Vec<Location>,
     /// Keys of the coming conversation.
-    keys: Option<(ConversationId, BTreeMap<u64, (KeyDigest, IdempotencyRecord)>)>,
+    keys: Option<(ConversationId, Keys)>,
     /// Conversations in the running batch, in which none may come twice.
     in_batch: HashSet<ConversationId>,
 }
@@ -193,7 +192,7 @@ impl Importer<'_> {
             Block::Keys { id, records } => {
                 let (_, keys) = match self.keys.take() {
                     Some((of, keys)) if of == id => self.keys.insert((of, keys)),
-                    _ => self.keys.insert((id, BTreeMap::new())),
+                    _ => self.keys.insert((id, Keys::new())),
                 };
                 for (number, digest, record) in records {
                     keys.insert(number, (digest, IdempotencyRecord::decode(record).map_err(|_| bad())?));

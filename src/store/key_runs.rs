@@ -16,6 +16,9 @@ const KEY_RUN: u64 = 32;
 
 const VERSION: u8 = 1;
 
+/// Keys and what is remembered of their requests, by number.
+pub(super) type Keys = BTreeMap<u64, (KeyDigest, IdempotencyRecord)>;
+
 /// What is remembered under a number; `None` for a number that was forgotten since.
 pub(super) type Numbered = Option<(KeyDigest, IdempotencyRecord)>;
 
@@ -37,7 +40,7 @@ pub(super) fn numbers_of(run: u64) -> Range<u64> {
 /// The remembered keys of a run, by their numbers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyRun {
-    keys: BTreeMap<u64, (KeyDigest, IdempotencyRecord)>,
+    keys: Keys,
 }
 
 impl KeyRun {
@@ -78,7 +81,7 @@ impl KeyRun {
             Some((&VERSION, rest)) => rest,
             Some(_) => return None,
         };
-        let mut keys = BTreeMap::new();
+        let mut keys = Keys::new();
         while let Some((&offset, tail)) = rest.split_first() {
             let (digest, tail) = tail.split_first_chunk::<16>()?;
             let (&len, tail) = tail.split_first()?;
