@@ -62,6 +62,7 @@ impl IdempotencyRecord {
 
 /// The remembered keys, as the store keeps them.
 pub trait IdempotencyIndex {
+    /// What is remembered of a key. Only for the command that is being applied: who reads has no use for it.
     fn get(&self, id: &ConversationId, key: &[u8; 16]) -> Result<Option<IdempotencyRecord>, HistoryError>;
     /// The key with this number, and its record.
     fn nth(

@@ -69,7 +69,7 @@ impl Fresh {
                 let number = key_run_of(changes[0].0);
                 let key = keys::numbered(group, Kind::KeyRun, id, number);
                 writer.update(&key, |old| {
-                    let mut run = KeyRun::decode(number, old)?;
+                    let mut run = KeyRun::decode(number, &old)?;
                     run.follow(changes.iter().copied());
                     Some(run.encode())
                 })?;
@@ -98,18 +98,18 @@ impl<'a> Outside<'a> {
         Self { known: Some(known), ..self }
     }
 
-    /// The number of each of a conversation's keys.
+    /// The number of each of a conversation's keys, which have these.
     pub(super) fn numbers_of_keys(
         &self,
         id: &ConversationId,
         numbers: Range<u64>,
     ) -> Result<HashMap<KeyDigest, u64>, HistoryError> {
-        let mut all = HashMap::new();
+        let (mut all, mut found) = (HashMap::new(), 0);
         for run in key_runs_of(numbers.clone()) {
             let keys = self.key_run(id, run)?.into_iter().filter(|(number, _)| numbers.contains(number));
-            all.extend(keys.map(|(number, (key, _))| (key, number)));
+            all.extend(keys.inspect(|_| found += 1).map(|(number, (key, _))| (key, number)));
         }
-        Ok(all)
+        if found == numbers.end - numbers.start { Ok(all) } else { Err(keys_missing(id)) }
     }
 
     /// The keys of one run.
@@ -186,7 +186,10 @@ impl IdempotencyIndex for Outside<'_> {
         let numbers =
             numbers.ok_or_else(|| HistoryError::Storage(format!("the keys of {id} were not read")))?;
         let Some(number) = numbers.get(key) else { return Ok(None) };
-        Ok(self.nth(id, *number)?.map(|(_, record)| record))
+        match self.nth(id, *number)? {
+            Some((_, record)) => Ok(Some(record)),
+            None => Err(keys_missing(id)),
+        }
     }
 
     fn nth(
@@ -200,6 +203,10 @@ impl IdempotencyIndex for Outside<'_> {
             None => Ok(self.key_run(id, key_run_of(number))?.get(number).copied()),
         }
     }
+}
+
+pub(super) fn keys_missing(id: &ConversationId) -> HistoryError {
+    HistoryError::Storage(format!("idempotency keys of {id} are missing"))
 }
 
 fn missing(key: &[u8]) -> HistoryError {

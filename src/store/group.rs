@@ -430,5 +430,9 @@ impl GroupStore {
 
 /// Whether applying a command looks idempotency keys up.
 fn asks_for_keys(command: &Command) -> bool {
-    matches!(&command.action, Action::Append { idempotency: Some(_), .. } | Action::Restore(_))
+    match &command.action {
+        Action::Append { idempotency, .. } => idempotency.is_some(),
+        Action::Restore(restore) => restore.keys.is_some(),
+        _ => false,
+    }
 }

@@ -209,12 +209,16 @@ impl Importer<'_> {
         self.not_again(&id)?;
         let key = keys::head(group, &id);
         let (numbers, brought) = (state.key_numbers(), self.keys.take());
-        let keys = brought.filter(|(of, _)| *of == id).map(|(_, keys)| keys).unwrap_or_default();
+        let mut keys = brought.filter(|(of, _)| *of == id).map(|(_, keys)| keys).unwrap_or_default();
+        keys.retain(|number, _| numbers.contains(number));
+        if keys.len() as u64 != numbers.end - numbers.start {
+            return Err(StoreError::Block { group });
+        }
         let run_key = |run| keys::numbered(group, Kind::KeyRun, &id, run);
         for run in key_runs_of(numbers.clone()) {
             let mut here = KeyRun::default();
-            let counted = keys.range(numbers_of(run)).filter(|(number, _)| numbers.contains(number));
-            here.follow(counted.map(|(number, key)| (*number, Some(*key))));
+            here.follow(keys.range(numbers_of(run)).map(|(number, key)| (*number, Some(*key))));
+            // Whatever was there: of a run without keys nothing is kept.
             self.writer.update(&run_key(run), |_| Some(here.encode()))?;
         }
         if let Some(old) = records::load(&*self.store.shared.index, &key)? {
@@ -269,5 +273,71 @@ impl Importer<'_> {
         self.writer = Writer::new(index, tally);
         self.in_batch.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Fixture, id};
+    use super::super::transfer::KEYS_PER_BLOCK;
+    use super::*;
+    use crate::conversation::{KEPT_KEYS, KEPT_MS};
+
+    fn append_keys(fixture: &mut Fixture) {
+        for key in 0..KEPT_KEYS + 100 {
+            fixture.append(0, key);
+        }
+    }
+
+    /// The conversation as blocks, less its sealed runs, and where the log is.
+    fn image(fixture: &Fixture) -> (Applied, Vec<Bytes>) {
+        let (state, keys) = fixture.store.with_its_keys(&id("c0")).unwrap().unwrap();
+        let keys =
+            keys.chunks(KEYS_PER_BLOCK).map(|keys| Block::Keys { id: id("c0"), records: keys.to_vec() });
+        let record = Block::Conversation { id: id("c0"), record: state.encode() };
+        let blocks = keys.chain([record]).map(|block| block.encode()).collect();
+        (fixture.store.applied().0.unwrap(), blocks)
+    }
+
+    fn take_in(
+        store: &GroupStore,
+        base: Option<Applied>,
+        at: Applied,
+        blocks: &[Bytes],
+    ) -> Result<(), StoreError> {
+        let mut blocks = blocks.iter().map(|block| Ok((FrameLocation::default(), block.clone())));
+        store.take_in(base.map(|base| base.index), true, at, Bytes::new(), &mut blocks)
+    }
+
+    #[test]
+    fn keys_forgotten_since_are_gone_after_an_install_over_an_older_state() {
+        let (mut source, target) = (Fixture::new(1 << 20), Fixture::new(1 << 20));
+        source.put(0);
+        append_keys(&mut source);
+        let (base, blocks) = image(&source);
+        take_in(&target.store, None, base, &blocks).unwrap();
+        target.store.verify().unwrap();
+
+        source.now_ms += KEPT_MS + 2;
+        source.append(0, 5_000);
+        let (at, blocks) = image(&source);
+        take_in(&target.store, Some(base), at, &blocks).unwrap();
+        target.store.verify().unwrap();
+        let (expected, found) =
+            (source.store.with_its_keys(&id("c0")), target.store.with_its_keys(&id("c0")));
+        let (_, expected) = expected.unwrap().unwrap();
+        assert!(expected[0].0 > 64, "no run was forgotten");
+        assert_eq!(found.unwrap().unwrap().1, expected);
+    }
+
+    #[test]
+    fn a_conversation_without_all_of_its_keys_is_malformed() {
+        let (mut source, target) = (Fixture::new(1 << 20), Fixture::new(1 << 20));
+        source.put(0);
+        append_keys(&mut source);
+        let (at, mut blocks) = image(&source);
+        blocks.remove(0);
+        let refused = take_in(&target.store, None, at, &blocks);
+        assert!(matches!(refused, Err(StoreError::Block { .. })), "{refused:?}");
     }
 }

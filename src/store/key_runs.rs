@@ -75,7 +75,7 @@ impl KeyRun {
     }
 
     /// Decodes the run with this number.
-    pub(super) fn decode(run: u64, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(run: u64, bytes: &Bytes) -> Option<Self> {
         let mut rest = match bytes.split_first() {
             None => return Some(Self::default()),
             Some((&VERSION, rest)) => rest,
@@ -86,7 +86,7 @@ impl KeyRun {
             let (digest, tail) = tail.split_first_chunk::<16>()?;
             let (&len, tail) = tail.split_first()?;
             let (record, tail) = tail.split_at_checked(len.into())?;
-            let record = IdempotencyRecord::decode(Bytes::copy_from_slice(record)).ok()?;
+            let record = IdempotencyRecord::decode(bytes.slice_ref(record)).ok()?;
             let number = run.checked_mul(KEY_RUN)?.checked_add(offset.into())?;
             let is_again = keys.insert(number, (*digest, record)).is_some();
             if is_again || key_run_of(number) != run {
@@ -127,12 +127,12 @@ mod tests {
             whole.follow(keys.into_iter().map(|(n, (digest, version))| {
                 (run * KEY_RUN + n, Some((digest, record(version))))
             }));
-            prop_assert_eq!(KeyRun::decode(run, &whole.encode()), Some(whole));
+            prop_assert_eq!(KeyRun::decode(run, &whole.encode().into()), Some(whole));
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(run in any::<u64>(), bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = KeyRun::decode(run, &bytes);
+            let _ = KeyRun::decode(run, &bytes.into());
         }
     }
 
@@ -175,6 +175,6 @@ mod tests {
         expected.extend_from_slice(&[3; 16]);
         expected.extend_from_slice(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1]);
         assert_eq!(run.encode(), expected);
-        assert_eq!(KeyRun::decode(2, &expected), Some(run));
+        assert_eq!(KeyRun::decode(2, &expected.into()), Some(run));
     }
 }

@@ -1,5 +1,6 @@
-//! Which idempotency keys a conversation in memory has, and under which numbers. Nearly every key that comes is a new one:
-//! known to be, it needs no look into the index, which would wait for a checkpoint that is writing there.
+//! Which idempotency keys a conversation in memory has, and under which numbers, once one was looked up. Nearly every key
+//! that comes is a new one: known to be, it needs no look into the index, which would wait for a checkpoint that is
+//! writing there.
 
 use std::collections::HashMap;
 
@@ -59,7 +60,7 @@ mod tests {
 
     use super::super::testing::Fixture;
     use super::*;
-    use crate::conversation::{Action, Idempotency, KEPT_KEYS, KEPT_MS, NewMessage, Reply, RoleKind};
+    use crate::conversation::{KEPT_KEYS, KEPT_MS};
 
     #[test]
     fn keys_are_read_once() {
@@ -70,28 +71,6 @@ mod tests {
         keys.learn(|| Err(())).unwrap();
         assert_eq!(keys.numbers().unwrap()[&[1; 16]], 7);
         KnownKeys::none().learn(|| Err(())).unwrap();
-    }
-
-    impl Fixture {
-        fn put(&mut self, name: usize) {
-            let action =
-                Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
-            self.command(&format!("c{name}"), action);
-        }
-
-        /// Appends under a key; whether that was done before, and the message's seq.
-        fn append(&mut self, name: usize, key: u64) -> (bool, u64) {
-            let body = r#""role":"user","parts":[],"metadata":{}"#;
-            let message =
-                NewMessage { body: body.into(), token_count: 1, role: RoleKind::User, parts: Vec::new() };
-            let digest = u128::from(key).to_le_bytes();
-            let idempotency = Some(Idempotency { key: digest, body: digest });
-            let action = Action::Append { messages: vec![message], idempotency, if_version: None };
-            match self.command(&format!("c{name}"), action) {
-                Reply::Appended { first_seq, deduped, .. } => (deduped, first_seq),
-                other => panic!("{other:?}"),
-            }
-        }
     }
 
     proptest! {

@@ -39,7 +39,7 @@ type PhysicalRecord = (Vec<u8>, Vec<u8>);
 /// Reads a logical value.
 pub(crate) fn load(index: &dyn Index, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
     let chunks = chunks_of(index, key)?;
-    if chunks.is_empty() { Ok(None) } else { Ok(Some(whole(&chunks)?.into())) }
+    if chunks.is_empty() { Ok(None) } else { Ok(Some(whole(&chunks)?)) }
 }
 
 /// The chunks of a logical value, as far as they are there.
@@ -57,16 +57,19 @@ fn chunks_of(index: &dyn Index, key: &[u8]) -> Result<Vec<PhysicalRecord>, Index
     Ok(found)
 }
 
-fn whole(chunks: &[PhysicalRecord]) -> Result<Vec<u8>, IndexError> {
+fn whole(chunks: &[PhysicalRecord]) -> Result<Bytes, IndexError> {
     let mut whole = Vec::new();
     for (physical, record) in chunks {
         let (count, payload) = value::decode(physical, record)?;
         if usize::from(count) != chunks.len() {
-            return Err(IndexError::Corrupt { key: value::printable(physical), reason: "missing chunk" });
+            return Err(IndexError::Corrupt {
+                key: value::printable(physical),
+                reason: "chunks are missing",
+            });
         }
         whole.extend_from_slice(payload);
     }
-    Ok(whole)
+    Ok(whole.into())
 }
 
 /// Collects logical puts and removals into one atomic batch, keeping the tally.
@@ -100,10 +103,10 @@ impl<'a> Writer<'a> {
     pub(crate) fn update(
         &mut self,
         key: &[u8],
-        change: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
+        change: impl FnOnce(Bytes) -> Option<Vec<u8>>,
     ) -> Result<(), IndexError> {
         let old = chunks_of(self.index, key)?;
-        let value = change(&whole(&old)?).ok_or_else(|| IndexError::Corrupt {
+        let value = change(whole(&old)?).ok_or_else(|| IndexError::Corrupt {
             key: value::printable(key),
             reason: "undecodable record",
         })?;

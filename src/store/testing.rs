@@ -5,7 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Applied, CacheSizes, GroupStore, Shared, SledIndex};
-use crate::conversation::{Action, Command, ConversationId, FrameLocation, Reply};
+use crate::conversation::{
+    Action, Command, ConversationId, FrameLocation, Idempotency, NewMessage, Reply, RoleKind,
+};
 use crate::metrics::Metrics;
 
 pub(super) struct Fixture {
@@ -39,5 +41,25 @@ impl Fixture {
 
     pub(super) fn command(&mut self, name: &str, action: Action) -> Reply {
         self.apply(Command { id: id(name), now_ms: self.now_ms, action }.encode())
+    }
+
+    /// Creates a conversation.
+    pub(super) fn put(&mut self, name: usize) {
+        let action = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
+        self.command(&format!("c{name}"), action);
+    }
+
+    /// Appends under a key; whether that was done before, and the message's seq.
+    pub(super) fn append(&mut self, name: usize, key: u64) -> (bool, u64) {
+        let body = r#""role":"user","parts":[],"metadata":{}"#;
+        let message =
+            NewMessage { body: body.into(), token_count: 1, role: RoleKind::User, parts: Vec::new() };
+        let digest = u128::from(key).to_le_bytes();
+        let idempotency = Some(Idempotency { key: digest, body: digest });
+        let action = Action::Append { messages: vec![message], idempotency, if_version: None };
+        match self.command(&format!("c{name}"), action) {
+            Reply::Appended { first_seq, deduped, .. } => (deduped, first_seq),
+            other => panic!("{other:?}"),
+        }
     }
 }

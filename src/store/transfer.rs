@@ -11,12 +11,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::StoreError;
-use super::fresh::Outside;
+use super::fresh::{Outside, keys_missing};
 use super::group::GroupStore;
 use super::key_runs::key_runs_of;
-use crate::conversation::{
-    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, HistoryError, Location,
-};
+use crate::conversation::{ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, Location};
 
 const VERSION: u8 = 1;
 /// Message bytes collected into one block before it is sent; a larger message is a block of its own.
@@ -225,7 +223,7 @@ impl GroupStore {
                 return Ok(Some((state, keys)));
             }
             if self.read(id, |c, _| c.key_numbers() == numbers)? == Some(true) {
-                return Err(HistoryError::Storage(format!("idempotency keys of {id} are missing")).into());
+                return Err(keys_missing(id).into());
             }
         }
     }
