@@ -66,6 +66,11 @@ impl Imaging {
         Ok(positions.map_err(io::Error::other)?[0])
     }
 
+    /// Whether a snapshot came in between: what was being read may be gone, and the image lacks its state.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        self.0.state.lock().image != ImageState::Running
+    }
+
     /// Writes the commit unless a snapshot came in between; says whether it did.
     pub(crate) async fn commit(self, payload: &[u8]) -> io::Result<bool> {
         let draft = Draft { kind: FrameKind::ImportCommit, group: self.0.group | IMAGE, payload: &[payload] };

@@ -83,7 +83,7 @@ pub struct Node {
     heartbeats: Arc<Heartbeats>,
     config: Arc<Config>,
     checkpointer: Arc<Checkpointer>,
-    reclaimer: Arc<Reclaimer>,
+    pub(super) reclaimer: Arc<Reclaimer>,
     failure: Failure,
     stop: CancellationToken,
     services: TaskTracker,

@@ -14,7 +14,9 @@ use super::StoreError;
 use super::fresh::{Outside, keys_missing};
 use super::group::GroupStore;
 use super::key_runs::key_runs_of;
-use crate::conversation::{ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, Location};
+use crate::conversation::{
+    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, HistoryError, Location,
+};
 
 const VERSION: u8 = 1;
 /// Message bytes collected into one block before it is sent; a larger message is a block of its own.
@@ -235,9 +237,16 @@ impl GroupStore {
             .try_for_each(|places| emit(Block::Bodies(self.shared.bodies_in_passing(places)?)))
     }
 
-    pub(super) fn with_outside<T>(&self, look: impl FnOnce(&Outside<'_>) -> T) -> T {
+    /// A look at what is outside the records, unless a snapshot is replacing it.
+    pub(super) fn with_outside<T>(
+        &self,
+        look: impl FnOnce(&Outside<'_>) -> Result<T, HistoryError>,
+    ) -> Result<T, StoreError> {
         let inner = self.inner.lock();
-        look(&Outside::new(self, &inner.fresh, inner.writing.as_deref()))
+        if inner.installing {
+            return Err(StoreError::Installing { group: self.group });
+        }
+        Ok(look(&Outside::new(self, &inner.fresh, inner.writing.as_deref()))?)
     }
 }
 

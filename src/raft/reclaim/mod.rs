@@ -226,13 +226,20 @@ impl Reclaimer {
         let commit = snapshot::encode_commit(at, &stored_membership(&membership)?);
         imaging.write(FrameKind::ImportBegin, &image::encode_begin(floor)).await?;
         let (this, store) = (self.clone(), slot.store.clone());
-        let imaging = self.blocking(move || this.write_blocks(&store, floor, imaging)).await?;
+        let written = self.blocking(move || this.write_blocks(&store, floor, imaging)).await?;
+        let imaging = written.ok_or(ReclaimError::Installing(group))?;
         if imaging.commit(&commit).await? { Ok(()) } else { Err(ReclaimError::Installing(group)) }
     }
 
-    fn write_blocks(&self, store: &GroupStore, floor: u32, imaging: Imaging) -> Result<Imaging, StoreError> {
+    /// `None` when a snapshot came in between: its installation takes away what is being read.
+    fn write_blocks(
+        &self,
+        store: &GroupStore,
+        floor: u32,
+        imaging: Imaging,
+    ) -> Result<Option<Imaging>, StoreError> {
         let handle = Handle::current();
-        store.write_image(floor, &mut |block: Bytes| {
+        let written = store.write_image(floor, &mut |block: Bytes| {
             self.go_on()?;
             self.shared.metrics.reclaim_written_bytes_total.inc_by(block.len() as u64);
             let at = handle.block_on(async {
@@ -240,8 +247,11 @@ impl Reclaimer {
                 imaging.write(FrameKind::Import, &block).await
             })?;
             Ok(FrameLocation { segment: at.segment, offset: at.offset })
-        })?;
-        Ok(imaging)
+        });
+        if imaging.is_overtaken() {
+            return Ok(None);
+        }
+        written.map(|()| Some(imaging))
     }
 
     /// Returns once nobody reads from places that were looked up before.

@@ -220,3 +220,30 @@ async fn an_image_gives_way_to_a_snapshot() {
     assert!(node.reclaim().await.unwrap().is_some());
     node.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_snapshot_takes_away_from_an_image_is_not_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = filled(dir.path()).await;
+    let group = group_of(&node, 2);
+    let imaging = Imaging::begin(&group.log).unwrap();
+    let write = async |imaging: Imaging| {
+        let (reclaimer, store) = (node.reclaimer.clone(), group.store.clone());
+        tokio::task::spawn_blocking(move || reclaimer.write_blocks(&store, 2, imaging)).await.unwrap()
+    };
+    let imaging = write(imaging).await.unwrap().expect("nothing came in between");
+
+    // As the begin of an installation leaves it.
+    let index = &node.shared.index;
+    let mut batch = crate::store::Batch::default();
+    for record in index.scan(&group.store.group().to_be_bytes(), &group.store.group().to_be_bytes()) {
+        batch.remove(record.unwrap().0);
+    }
+    index.write(batch).unwrap();
+    group.log.bar_image();
+    assert!(write(imaging).await.unwrap().is_none());
+    group.log.end_import();
+    let imaging = Imaging::begin(&group.log).unwrap();
+    assert!(write(imaging).await.is_err_and(|error| error.wants_rebuild()), "nobody took it away");
+    node.stop_without_checkpoint().await;
+}
