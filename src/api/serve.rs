@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,25 +48,28 @@ const HTTP2_PING_EVERY: Duration = Duration::from_secs(30);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause after a failed accept: out of descriptors, most likely, which does not pass at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long one more request is waited for at a shutdown, which may be under way, and whose answer says that the connection
+/// ends.
+const LAST_REQUEST_MAX: Duration = Duration::from_secs(1);
 
-/// Serves connections until `shutdown`; then closes the listener and streams, finishes what is at work within a bound,
-/// and returns. Connections that do not end in time are dropped.
+/// Serves connections until `shutdown`; then closes the listener and streams, finishes what is at work or comes on an open
+/// connection yet within a bound, and returns. Connections that do not end in time are dropped.
 pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken) {
     let builder = Arc::new(builder());
     let tasks = TaskTracker::new();
     let abort = CancellationToken::new();
+    let take = |stream: TcpStream, peer: SocketAddr| {
+        let Some(permit) = app.admit_connection(peer.ip()) else { return };
+        let connection = Connection { app: app.clone(), permit, peer, activity: Arc::default() };
+        tasks.spawn(connection.run(stream, builder.clone(), shutdown.clone(), abort.clone()));
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let Some(permit) = app.admit_connection(peer.ip()) else { continue };
-                let connection = Connection { app: app.clone(), permit, peer, activity: Arc::default() };
-                let (shutdown, abort) = (shutdown.clone(), abort.clone());
-                tasks.spawn(connection.run(stream, builder.clone(), shutdown, abort));
-            }
+            Ok((stream, peer)) => take(stream, peer),
             Err(error) if is_peers_fault(&error) => {}
             Err(error) => {
                 tracing::warn!(event = "accept_failed", %error);
@@ -73,17 +77,31 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken)
             }
         }
     }
-    drop(listener);
+    for (stream, peer) in close(listener) {
+        take(stream, peer);
+    }
     app.close();
     tasks.close();
     let finished = async { tokio::join!(tasks.wait(), app.streams_ended()) };
-    if tokio::time::timeout(app.limits().finish, finished).await.is_err() {
+    if timeout(app.limits().finish, finished).await.is_err() {
         tracing::warn!(event = "connections_dropped", connections = tasks.len());
         abort.cancel();
         tasks.wait().await;
     }
     // Last, since the requests at work may still need them.
     app.close_door().await;
+}
+
+/// Closes a listener; those who had connected, and were not accepted yet, would be cut off by that.
+fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    // Accepting through the runtime would miss whoever it has not heard of yet.
+    let Ok(listener) = listener.into_std() else { return Vec::new() };
+    let accepted = std::iter::from_fn(|| listener.accept().ok());
+    let made_ready = accepted.filter_map(|(stream, peer)| {
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    });
+    made_ready.collect()
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -128,10 +146,10 @@ impl Connection {
         let Some(acceptor) = self.app.tls().cloned() else {
             return self.speak(stream, builder, shutdown, abort).await;
         };
-        let shaking = tokio::time::timeout(self.app.limits().patience.head, acceptor.accept(stream));
+        let shaking = timeout(self.app.limits().patience.head, acceptor.accept(stream));
         let shaken = tokio::select! {
             shaken = shaking => shaken,
-            () = shutdown.cancelled() => return,
+            () = at_last(&shutdown) => return,
         };
         match shaken {
             Ok(Ok(stream)) => Box::pin(self.speak(stream, builder, shutdown, abort)).await,
@@ -166,13 +184,25 @@ impl Connection {
         tokio::select! {
             // How a connection ended is its peer's business.
             _ = connection.as_mut() => return,
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = shutdown.cancelled() => {}
         }
+        let finish = async {
+            if timeout(LAST_REQUEST_MAX, connection.as_mut()).await.is_err() {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        };
         tokio::select! {
-            _ = connection => {}
+            () = finish => {}
             () = abort.cancelled() => {}
         }
     }
+}
+
+/// Returns when a request is no longer waited for at a shutdown.
+async fn at_last(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(LAST_REQUEST_MAX).await;
 }
 
 async fn answer(

@@ -3,8 +3,11 @@
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, IF_NONE_MATCH};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use crate::support::{Answer, CONVERSATIONS, Client, DIALECTS, PATIENCE, fresh};
+use crate::support::{Answer, CONVERSATIONS, Client, DIALECTS, PATIENCE, TestServer, fresh};
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_json_errors() {
@@ -163,4 +166,42 @@ async fn cleartext_http2_is_served_on_the_same_port() {
     }
     let page = Answer::read(h2.get(format!("{url}/events")).send().await.unwrap()).await.expect(200);
     assert_eq!(client.seqs(&page.json).len(), 50);
+}
+
+#[tokio::test]
+async fn whoever_is_connected_at_a_shutdown_has_one_more_request_answered() {
+    let mut server = TestServer::start(|_| {});
+    let client = Client::new(CONVERSATIONS, server.address);
+    let mut sockets = Vec::new();
+    for number in 0..24 {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        // Some have asked before, some have not, and some may not even be accepted yet.
+        if number < 8 {
+            assert!(ask(&mut socket).await.starts_with("HTTP/1.1 200"));
+        }
+        sockets.push(socket);
+    }
+    server.stop();
+    let is_ready = async || {
+        let answer = Answer::try_of(client.raw(Method::GET, "/health/ready")).await;
+        answer.is_some_and(|answer| answer.status == 200)
+    };
+    while is_ready().await {}
+    for mut socket in sockets {
+        let answer = ask(&mut socket).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+        assert_eq!(socket.read(&mut [0]).await.unwrap(), 0);
+    }
+    tokio::task::spawn_blocking(|| server.join()).await.unwrap();
+}
+
+/// Whether the server lives, with the head of its answer.
+async fn ask(socket: &mut TcpStream) -> String {
+    socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    while !answer.ends_with(r#"{"status":"ok"}"#) {
+        let byte = timeout(PATIENCE, socket.read_u8()).await.unwrap().unwrap_or_else(|e| panic!("{e}: {answer}"));
+        answer.push(byte.into());
+    }
+    answer
 }
