@@ -36,8 +36,8 @@ pub(super) async fn lines(
     // Read before the answer begins, so that an error can still be told.
     let first = scope.app.shards.events(&id, query.clone(), options).await?.ok_or(ApiError::NotFound)?;
     fix_range(&mut query, first.last_seq);
-    let export =
-        Export { shards: scope.app.shards.clone(), id, query, step: Step::Hand(first), _permit: permit };
+    let (shards, version) = (scope.app.shards.clone(), first.version);
+    let export = Export { shards, id, query, version, step: Step::Hand(first), _permit: permit };
     let chunks = stream::try_unfold(export, async |mut export| {
         let chunk = export.next().await.map_err(|error| export.broken_off(&error))?;
         Ok::<_, io::Error>(chunk.map(|chunk| (chunk, export)))
@@ -60,6 +60,8 @@ struct Export {
     shards: Shards,
     id: ConversationId,
     query: EventsQuery,
+    /// Of the conversation as the first page found it.
+    version: u64,
     step: Step,
     _permit: StreamPermit,
 }
@@ -78,8 +80,9 @@ impl Export {
             Step::Done => return Ok(None),
             Step::Hand(page) => page,
             Step::Read => {
-                // The first read was as fresh as asked for, and this node has not forgotten since.
-                let local = ReadOptions { consistency: Consistency::Local, min_version: None };
+                // The first read was as fresh as asked for. Another node that answers this one has to have got as far: what it
+                // lacks of the range would look like the range's end.
+                let local = ReadOptions { consistency: Consistency::Local, min_version: Some(self.version) };
                 match self.shards.events(&self.id, self.query.clone(), local).await? {
                     Some(page) => page,
                     None => return Err(ReadError::Internal("the conversation vanished".into())),

@@ -204,6 +204,7 @@ impl Node {
             held if held == replica => {}
             held => return Err(HostError::Occupied { group, held, wanted: replica }),
         }
+        slot.store.begin();
         match slot.group() {
             Some(running) => Ok(running),
             None => Ok(self.run(slot).await?),
@@ -222,7 +223,7 @@ impl Node {
         }
         // The index first: what is still in it when the frame is written would count for the next replica.
         let store = slot.store.clone();
-        let forget = move || store.reset().and_then(|()| store.sync());
+        let forget = move || store.retire().and_then(|()| store.sync());
         tokio::task::spawn_blocking(forget)
             .await
             .map_err(|e| HostError::Journal { group, source: std::io::Error::other(e) })??;

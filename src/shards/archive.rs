@@ -96,7 +96,13 @@ impl Shards {
     ) -> Result<Option<HistoryPage>, ReadError> {
         match self.led(group_of(id))? {
             Some(replica) => history::read(replica.store(), &self.0.cold, id, None, limits).await,
-            None => Ok(None),
+            None => {
+                // Whoever leads next looks at all records, which has to include this node if it leads again at once.
+                if let Some(replica) = self.attached()?.local.replica(group_of(id)) {
+                    replica.store().track_unarchived(false);
+                }
+                Ok(None)
+            }
         }
     }
 

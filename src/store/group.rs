@@ -76,6 +76,8 @@ pub(super) struct Inner {
     pub(super) verified: bool,
     /// A snapshot is replacing everything; nothing can be read until it has.
     pub(super) installing: bool,
+    /// The replica whose state this was is gone; nothing can be read until the next one begins.
+    pub(super) retired: bool,
     /// What the archive lacks, while that is tracked.
     pub(super) tracking: Option<Box<Tracking>>,
     pub(super) loads_since_sweep: usize,
@@ -249,7 +251,7 @@ impl GroupStore {
         limit: usize,
     ) -> Result<Vec<ConversationId>, StoreError> {
         self.ensure_verified()?;
-        let inner = self.inner.lock();
+        let inner = self.lock_readable()?;
         let wanted =
             |id: &ConversationId| id.as_str().starts_with(prefix) && after.is_none_or(|a| id.as_str() > a);
         let mut ids: Vec<ConversationId> = inner
@@ -381,8 +383,19 @@ impl GroupStore {
         let mut inner = self.inner.lock();
         let bytes: usize = inner.live.values().map(|live| live.bytes).sum();
         self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        *inner = Inner { verified: true, ..Inner::default() };
+        *inner = Inner { verified: true, retired: inner.retired, ..Inner::default() };
         self.clear_index()
+    }
+
+    /// Forgets everything with the replica that goes. Whoever still holds this finds nothing to read in it.
+    pub(crate) fn retire(&self) -> Result<(), StoreError> {
+        self.inner.lock().retired = true;
+        self.reset()
+    }
+
+    /// A replica begins here.
+    pub(crate) fn begin(&self) {
+        self.inner.lock().retired = false;
     }
 
     /// Locks the state; when one of `ids` is not in memory and the index is not yet verified, verifies first, so
@@ -391,10 +404,7 @@ impl GroupStore {
         &self,
         ids: impl IntoIterator<Item = &'a ConversationId>,
     ) -> Result<MutexGuard<'_, Inner>, StoreError> {
-        let inner = self.inner.lock();
-        if inner.installing {
-            return Err(StoreError::Installing { group: self.group });
-        }
+        let inner = self.lock_readable()?;
         let mut known = inner.verified;
         if !known {
             known = true;
@@ -407,7 +417,17 @@ impl GroupStore {
         }
         drop(inner);
         self.ensure_verified()?;
-        Ok(self.inner.lock())
+        self.lock_readable()
+    }
+
+    /// Locks the state unless it stands for nothing: what is not found in it would be taken for what does not exist.
+    fn lock_readable(&self) -> Result<MutexGuard<'_, Inner>, StoreError> {
+        let inner = self.inner.lock();
+        match (inner.installing, inner.retired) {
+            (true, _) => Err(StoreError::Installing { group: self.group }),
+            (_, true) => Err(StoreError::Retired { group: self.group }),
+            _ => Ok(inner),
+        }
     }
 
     fn has_head(&self, id: &ConversationId) -> Result<bool, StoreError> {
@@ -434,5 +454,28 @@ fn asks_for_keys(command: &Command) -> bool {
         Action::Append { idempotency, .. } => idempotency.is_some(),
         Action::Restore(restore) => restore.keys.is_some(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Fixture, id};
+    use super::*;
+
+    #[test]
+    fn what_a_replica_left_behind_is_not_taken_for_empty() {
+        let mut fixture = Fixture::new(1 << 20);
+        fixture.put(0);
+        fixture.store.checkpoint().unwrap();
+        fixture.put(1);
+        let ids = |store: &GroupStore| store.ids_after("", None, 10);
+        assert_eq!(ids(&fixture.store).unwrap(), [id("c0"), id("c1")]);
+        fixture.store.retire().unwrap();
+        assert!(matches!(ids(&fixture.store), Err(StoreError::Retired { group: 0 })));
+        let read = |store: &GroupStore| store.read(&id("c0"), |_, _| ());
+        assert!(matches!(read(&fixture.store), Err(StoreError::Retired { .. })));
+        fixture.store.begin();
+        assert_eq!(ids(&fixture.store).unwrap(), []);
+        assert!(read(&fixture.store).unwrap().is_none());
     }
 }

@@ -60,6 +60,8 @@ pub enum StoreError {
     Damaged { segment: u32, offset: u32 },
     #[error("group {group} is being replaced by a snapshot")]
     Installing { group: u16 },
+    #[error("group {group} is no longer hosted here")]
+    Retired { group: u16 },
     #[error("group {group}: a block of a snapshot is malformed")]
     Block { group: u16 },
     #[error("group {group}: messages are still located before segment {floor}")]

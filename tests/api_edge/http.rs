@@ -200,7 +200,8 @@ async fn ask(socket: &mut TcpStream) -> String {
     socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     while !answer.ends_with(r#"{"status":"ok"}"#) {
-        let byte = timeout(PATIENCE, socket.read_u8()).await.unwrap().unwrap_or_else(|e| panic!("{e}: {answer}"));
+        let byte =
+            timeout(PATIENCE, socket.read_u8()).await.unwrap().unwrap_or_else(|e| panic!("{e}: {answer}"));
         answer.push(byte.into());
     }
     answer
