@@ -1,5 +1,6 @@
 //! What the node that leads the meta group does: it makes changes of the cluster state, and plans.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::control::members;
 use super::document::{self, Document, SaveError};
 use super::founding::Durable;
 use super::keeper::Keeper;
-use super::plan::{Observed, is_settled, plan};
+use super::plan::{Membership, Observed, is_settled, plan};
 use super::service::Inner;
 use super::state::{ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
 use crate::peer::CallError;
@@ -185,7 +186,7 @@ impl Inner {
         let nodes = members(&document.state).map(|(node, _)| (node, self.liveness(node))).collect();
         let reports = self.reports(document, calls::LIMIT).await.into_values();
         let reports = reports.filter(|report| report.version == document.version);
-        Observed { nodes, groups: reports.flat_map(|report| report.led).collect() }
+        Observed { nodes, groups: newest(reports) }
     }
 
     /// What this node and all others that answer within a limit report.
@@ -212,6 +213,23 @@ impl Inner {
         let conversations = hosted.iter().filter(|group| group.number() < GROUPS);
         Report { version, led, terms, hosted: conversations.count() as u32, unapplied }
     }
+}
+
+/// The groups' memberships as their leaders report them. One that was deposed, and does not know it yet, may report too: the
+/// highest term counts.
+fn newest(reports: impl Iterator<Item = Report>) -> BTreeMap<u16, Membership> {
+    let mut newest: BTreeMap<u16, (u64, Membership)> = BTreeMap::new();
+    for Report { led, terms, .. } in reports {
+        for (group, membership) in led {
+            let term = terms.get(&group).copied().unwrap_or_default();
+            match newest.entry(group) {
+                Entry::Occupied(held) if held.get().0 > term => {}
+                Entry::Occupied(mut held) => drop(held.insert((term, membership))),
+                Entry::Vacant(none) => drop(none.insert((term, membership))),
+            }
+        }
+    }
+    newest.into_iter().map(|(group, (_, membership))| (group, membership)).collect()
 }
 
 fn apply(state: &mut ClusterState, change: &Change, seen: &Observed) -> Result<bool, Refusal> {

@@ -296,6 +296,11 @@ impl Journal {
         self.inner.shared.wait_synced(position).await
     }
 
+    /// As [`Journal::wait_synced`], for a thread that may block.
+    pub fn block_until_synced(&self, position: Position) -> io::Result<()> {
+        self.inner.shared.block_until_synced(position)
+    }
+
     /// The bytes of (a part of) a payload, whether it is on disk or still queued; or of any stretch of a
     /// segment that is synced. Blocks on the disk if the page cache has not got it. Does not verify: the
     /// caller has the checksum of what it asks for.

@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -20,6 +20,9 @@ use super::format::Position;
 use super::gather::Gather;
 use super::options::Options;
 use super::queue::{Checkpoint, Class, Queue, Request, Space, Start, Taken};
+
+/// How often who blocks until a sync looks whether the journal has ended.
+const BLOCKED_MAX: Duration = Duration::from_millis(100);
 
 pub(super) struct Shared {
     pub(super) options: Options,
@@ -33,6 +36,8 @@ pub(super) struct Shared {
     room: Notify,
     /// Wakes `wait_synced`.
     progress: Notify,
+    /// Wakes `block_until_synced`.
+    synced_further: Condvar,
     /// Packed position: everything before it can be read from the files.
     written: AtomicU64,
     /// Packed position: everything before it survives a power loss.
@@ -52,6 +57,7 @@ impl Shared {
             prepare: Condvar::new(),
             room: Notify::new(),
             progress: Notify::new(),
+            synced_further: Condvar::new(),
             written: AtomicU64::new(start.end.pack()),
             synced: AtomicU64::new(start.end.pack()),
             checkpoint: Mutex::new(start.checkpoint),
@@ -175,6 +181,20 @@ impl Shared {
         }
     }
 
+    /// As [`Shared::wait_synced`], on a thread that may block.
+    pub(super) fn block_until_synced(&self, position: Position) -> io::Result<()> {
+        self.hurry(position)?;
+        loop {
+            let mut queue = self.queue.lock();
+            // Under the lock, which whoever syncs takes between saying so and waking this.
+            if self.synced() >= position {
+                return Ok(());
+            }
+            self.check_alive()?;
+            self.synced_further.wait_for(&mut queue, BLOCKED_MAX);
+        }
+    }
+
     fn check_alive(&self) -> io::Result<()> {
         if let Some(reason) = self.poison.get() {
             return Err(poison_error(reason));
@@ -279,6 +299,7 @@ impl Shared {
     /// Wakes whoever waits for room or for progress.
     pub(super) fn wake(&self) {
         self.progress.notify_waiters();
+        self.synced_further.notify_all();
         self.room.notify_waiters();
     }
 

@@ -1,15 +1,15 @@
 //! Checkpoints: what apply changed goes to the index, then one journal frame says from where recovery may begin.
 //!
-//! Order matters. The journal is synced past everything the records refer to, the records are written and synced,
-//! and only then the checkpoint frame. A crash in between leaves an index ahead of the newest frame, which is fine.
+//! Order matters. The journal is synced past everything that a group's records refer to before they are written, all are synced,
+//! and only then comes the checkpoint frame. A crash in between leaves an index ahead of the newest frame, which is fine.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::RaftMetrics;
 use tokio::sync::Mutex;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,9 +33,10 @@ enum CheckpointError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("checkpoint: {0}")]
-    Sync(#[from] io::Error),
-    #[error("checkpoint: {0}")]
     Append(#[from] AppendError),
+    /// What was being written is in memory no more.
+    #[error("checkpoint: {0}")]
+    Panicked(#[from] JoinError),
 }
 
 /// Writes checkpoints of all groups of the node, one at a time.
@@ -88,6 +89,10 @@ impl Checkpointer {
     /// Writes a checkpoint of everything that changed. A failure stops the node.
     pub(crate) async fn checkpoint(self: &Arc<Self>, failure: &Failure) {
         let _turn = self.turn.lock().await;
+        if failure.is_raised() {
+            // The last one may have failed half way, and left out what this one would take for written.
+            return;
+        }
         let started = Instant::now();
         match self.run().await {
             Ok(()) => {
@@ -97,17 +102,15 @@ impl Checkpointer {
                 self.shared.metrics.checkpoint_time_seconds.set(now.as_secs_f64());
             }
             Err(CheckpointError::Store(error)) => failure.store(&error),
+            Err(error @ CheckpointError::Panicked(_)) => failure.raise(error.to_string(), true),
             Err(error) => failure.raise(error.to_string(), false),
         }
     }
 
     async fn run(self: &Arc<Self>) -> Result<(), CheckpointError> {
-        self.journal.wait_synced(self.journal.end()).await?;
         let imported: Vec<&Slot> = self.slots.iter().filter(|slot| slot.log.is_imported()).collect();
         let this = self.clone();
-        let written =
-            tokio::task::spawn_blocking(move || this.write_index()).await.map_err(io::Error::other)?;
-        let changed = written?;
+        let changed = tokio::task::spawn_blocking(move || this.write_index()).await??;
         if !changed {
             return Ok(());
         }

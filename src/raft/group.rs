@@ -10,6 +10,8 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, 
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::liveness::Liveness;
 use super::log_store::LogStore;
@@ -58,6 +60,7 @@ pub struct Group {
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
     pub(crate) store: Arc<GroupStore>,
     pub(crate) log: LogStore,
+    machine_ended: CancellationToken,
     replica: ReplicaId,
     node_id: u128,
     liveness: Arc<Liveness>,
@@ -84,6 +87,7 @@ impl Group {
         let failed = |reason: String| StartError::Raft { group, reason };
         let replica = log.with(|log| log.replica);
         let machine = StateMachine::new(store.clone(), log.clone(), failure.clone());
+        let machine_ended = machine.ended();
         let raft = Raft::new(replica, config.clone(), network.of(group), log.clone(), machine)
             .await
             .map_err(|e| failed(e.to_string()))?;
@@ -91,6 +95,7 @@ impl Group {
         let group = Self {
             metrics,
             raft,
+            machine_ended,
             store,
             log,
             replica,
@@ -352,6 +357,14 @@ impl Group {
         // Errors mean that the group has stopped, which its own failure reports.
         let _ = self.raft.trigger().reset_backoff([]).await;
         let _ = self.raft.trigger().heartbeat().await;
+    }
+
+    /// Stops the replica; returns once it applies nothing any more.
+    pub(crate) async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            warn!(event = "raft_shutdown_failed", group = self.number(), %error);
+        }
+        self.machine_ended.cancelled().await;
     }
 
     /// The voter that could best take over the lead right now.

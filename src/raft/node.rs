@@ -7,7 +7,7 @@ use openraft::Config;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::checkpoint::Checkpointer;
 use super::elections::Elections;
@@ -168,7 +168,9 @@ impl Node {
     /// Takes part in what nodes say to each other, on the links' own runtime.
     pub fn meet_peers(&self, peers: &Peers, runtime: &Handle) {
         let running = Running { slots: self.slots.clone(), elections: self.elections.clone() };
-        peers.serve(RaftService::METHODS, Arc::new(RaftService::new(Arc::new(running))));
+        let service = Arc::new(RaftService::new(Arc::new(running)));
+        peers.serve(RaftService::METHODS, service.clone());
+        self.services.spawn_on(service.prune(self.stop.clone()), runtime);
         peers.serve(heartbeat::METHOD..=heartbeat::METHOD, self.heartbeats.clone());
         let heartbeats = self.heartbeats.clone().serve(peers.clone(), self.stop.clone());
         self.services.spawn_on(heartbeats, runtime);
@@ -217,9 +219,7 @@ impl Node {
         let _turn = slot.turn.lock().await;
         if let Some(running) = slot.group() {
             slot.set(None);
-            if let Err(error) = running.raft.shutdown().await {
-                warn!(event = "raft_shutdown_failed", group, %error);
-            }
+            running.shutdown().await;
         }
         // The index first: what is still in it when the frame is written would count for the next replica.
         let store = slot.store.clone();
@@ -262,9 +262,7 @@ impl Node {
         self.services.wait().await;
         self.checkpoint().await;
         for group in self.slots.running() {
-            if let Err(error) = group.raft.shutdown().await {
-                warn!(event = "raft_shutdown_failed", group = group.number(), %error);
-            }
+            group.shutdown().await;
         }
         let journal = self.journal.clone();
         let _ = tokio::task::spawn_blocking(move || journal.shutdown()).await;

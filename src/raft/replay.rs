@@ -71,6 +71,8 @@ pub(super) struct Replay {
     images: Vec<Option<Image>>,
     /// Nothing tells yet what the groups were as of the oldest segment.
     waiting: Vec<bool>,
+    /// Which groups' logs were begun anew by what was scanned.
+    begun: Vec<bool>,
     /// The boot id of the newest checkpoint seen.
     checkpoint_boot: Option<String>,
     bytes_since_flush: u64,
@@ -114,6 +116,7 @@ impl Replay {
             imports: vec![None; stores.len()],
             claims: vec![None; stores.len()],
             older: vec![false; stores.len()],
+            begun: vec![false; stores.len()],
             stores,
             checkpoint_boot: None,
             bytes_since_flush: 0,
@@ -185,6 +188,7 @@ impl Replay {
         self.older[group] = false;
         self.images[group] = None;
         self.waiting[group] = false;
+        self.begun[group] = true;
         Ok(())
     }
 
@@ -300,6 +304,10 @@ impl Replay {
 
     fn group_checkpoint(&mut self, said: &GroupCheckpoint) -> Result<(), ReplayError> {
         let group = usize::from(said.group);
+        if self.begun[group] && self.logs[group].replica != said.replica {
+            // It was written just when the log began anew, and speaks of the replica before.
+            return Ok(());
+        }
         self.logs[group].replica = said.replica;
         if let Some(vote) = said.vote {
             self.logs[group].raise_vote(vote);

@@ -13,6 +13,7 @@ use openraft::Raft;
 use openraft::raft::VoteResponse;
 use parking_lot::Mutex;
 use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::codec::{self, Reader, RecordError};
@@ -257,11 +258,18 @@ impl RaftService {
         Ok(codec::encode_vote(&answer.vote).into())
     }
 
+    /// Lets go of interrupted imports that nobody will go on with: what came of them holds up recovery and reclaiming.
+    pub(crate) async fn prune(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(IMPORT_SILENCE_MAX)).await.is_some() {
+            let mut imports = self.imports.lock();
+            imports.retain(|at, slot| slot.activity.lock().is_busy() || self.is_of_use(*at, slot));
+        }
+    }
+
     /// Counts the replica among those that receive, unless there are too many.
     fn admit(&self, to: Address) -> Result<Arc<Slot>, Refused> {
         let mut imports = self.imports.lock();
         let busy = |slot: &Slot| slot.activity.lock().is_busy();
-        imports.retain(|at, slot| *at == to || busy(slot) || self.is_of_use(*at, slot));
         if imports.iter().filter(|(at, slot)| **at != to && busy(slot)).count() >= IMPORTS_MAX {
             return Err(Refused("as many snapshots as this node takes at a time are under way".into()));
         }

@@ -8,6 +8,7 @@ use futures_util::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::codec;
 use super::log_store::LogStore;
@@ -22,11 +23,17 @@ pub(crate) struct StateMachine {
     pub(super) store: Arc<GroupStore>,
     pub(super) log: LogStore,
     failure: Failure,
+    ended: DropGuard,
 }
 
 impl StateMachine {
     pub(crate) fn new(store: Arc<GroupStore>, log: LogStore, failure: Failure) -> Self {
-        Self { store, log, failure }
+        Self { store, log, failure, ended: CancellationToken::new().drop_guard() }
+    }
+
+    /// Cancelled once nothing is applied any more: openraft, when it is shut down, does not wait for what it has queued here.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.ended.token().clone()
     }
 
     /// An error here leaves the group unable to go on: the node stops rather than serve around it.

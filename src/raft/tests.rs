@@ -10,6 +10,7 @@ use openraft::storage::RaftLogStorage;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
+use super::codec::{Checkpoint, GroupCheckpoint};
 use super::group::Group;
 use super::log_store::{GroupLog, LogStore};
 use super::network::NoPeers;
@@ -446,6 +447,44 @@ async fn a_removed_replica_is_forgotten_for_good() {
         node.shutdown().await;
         gone(node).await;
     }
+}
+
+/// A checkpoint that is written just when a replica goes still speaks of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_checkpoint_says_of_a_replica_that_is_gone_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    fill(&node, 0, 4).await;
+    let before = dump_all(&node, 4);
+    let group = group_of(&node, 1);
+    let said = group.log.with(|log| GroupCheckpoint {
+        group: 1,
+        replica: log.replica,
+        vote: log.vote,
+        committed: log.committed,
+        purged: log.purged,
+        last: log.last(),
+        applied: None,
+    });
+    assert!(said.committed.is_some());
+    let journal = group.log.journal().clone();
+    let from = group.log.with(GroupLog::first_retained).unwrap();
+    drop(group);
+    node.unhost(1).await.unwrap();
+    let stale = Checkpoint { boot_id: "this boot".into(), groups: vec![said] };
+    journal.checkpoint(from, &stale.encode()).await.unwrap();
+    drop(journal);
+    node.stop_without_checkpoint().await;
+    gone(node).await;
+
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let node = start(dir.path()).await;
+    assert_eq!(node.shared.metrics.index_rebuilds.get(), 1);
+    // The node of a test begins group 1 again.
+    let after = dump_all(&node, 4);
+    assert_eq!([0, 2, 3].map(|n| &after[n]), [0, 2, 3].map(|n| &before[n]));
+    assert_ne!(after[1], before[1]);
+    node.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -340,8 +340,13 @@ impl GroupStore {
             heads.push((id.clone(), live.conversation.encode()));
         }
         let (applied, membership, tally) = (inner.applied, inner.membership.clone(), inner.tally);
+        let referred = self.shared.journal.get().map(|journal| (journal, journal.end()));
         drop(inner);
 
+        // The records say where messages lie, which must not be lost when the records are not.
+        if let Some((journal, end)) = referred {
+            journal.block_until_synced(end)?;
+        }
         let mut writer = Writer::new(&*self.shared.index, tally);
         for (id, head) in &heads {
             writer.put(&keys::head(self.group, id), head)?;
@@ -384,6 +389,8 @@ impl GroupStore {
         let bytes: usize = inner.live.values().map(|live| live.bytes).sum();
         self.shared.record_bytes.fetch_sub(bytes, Ordering::Relaxed);
         *inner = Inner { verified: true, retired: inner.retired, ..Inner::default() };
+        // Runs are found by conversation, whichever replica they are of.
+        self.shared.event_runs.clear();
         self.clear_index()
     }
 

@@ -127,7 +127,7 @@ pub struct CacheSizes {
 /// What all groups of a node share.
 pub(crate) struct Shared {
     pub(crate) index: Arc<dyn Index>,
-    journal: OnceLock<Journal>,
+    pub(super) journal: OnceLock<Journal>,
     pub(crate) metrics: Metrics,
     pub(crate) bodies: Cache<(u32, u32), Bytes, BodyWeight>,
     /// Who may be about to read bodies.
