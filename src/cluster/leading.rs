@@ -207,7 +207,7 @@ impl Inner {
         let hosted = self.parts.node.hosted();
         let led =
             hosted.iter().filter_map(|group| Some((group.number(), Keeper::membership(group)?))).collect();
-        let leads = hosted.iter().filter(|group| group.is_leader());
+        let leads = hosted.iter().filter(|group| group.leads_majority());
         let terms = leads.map(|group| (group.number(), group.term())).collect();
         let unapplied = hosted.iter().map(|group| group.unapplied()).sum();
         let conversations = hosted.iter().filter(|group| group.number() < GROUPS);

@@ -138,6 +138,11 @@ impl Group {
         (node == self.node_id || self.liveness.is_linked(node)).then_some(node)
     }
 
+    /// Whether this replica leads, and can have something committed.
+    pub fn leads_majority(&self) -> bool {
+        self.is_leader() && self.has_quorum_in_reach()
+    }
+
     /// Resolves when somebody else may lead.
     pub async fn leader_changed(&self) {
         let mut metrics = self.metrics.clone();

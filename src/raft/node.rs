@@ -321,7 +321,7 @@ async fn sample(slots: Arc<Slots>, journal: Journal, shared: Arc<Shared>, stop: 
     loop {
         let stats = journal.stats();
         metrics.groups_hosted.set(slots.running().count() as i64);
-        metrics.group_leaders.set(slots.running().filter(|group| group.is_leader()).count() as i64);
+        metrics.group_leaders.set(slots.running().filter(|group| group.leads_majority()).count() as i64);
         let lags = slots.running().filter_map(|group| group.largest_lag());
         metrics.replica_lag_entries.set(lags.max().unwrap_or(0) as i64);
         metrics.journal_segments.set(i64::from(stats.active_segment - stats.oldest_segment) + 1);

@@ -28,6 +28,8 @@ pub(super) trait Replica: Send + Sync + 'static {
     fn id(&self) -> u64;
     /// The node that leads the group, as far as it is known here and fresh; this node's own id when it is this one.
     fn leader(&self) -> Option<u128>;
+    /// Whether so many replicas are in reach that a leader here could have something committed.
+    fn has_majority(&self) -> bool;
     /// Resolves when [`Replica::leader`] may answer differently.
     fn leader_changed(&self) -> BoxFuture<'_, ()>;
     fn write(&self, command: Bytes) -> BoxFuture<'_, Result<Reply, WriteFailure>>;

@@ -217,6 +217,10 @@ impl Shards {
     /// Turns unready while the replicas here move to other nodes. Everything is served on, by forwarding.
     pub fn set_moving_out(&self, moving_out: bool) {
         self.0.moving_out.store(moving_out, Ordering::Relaxed);
+        if moving_out {
+            // Taken back in, it is ready once it has its share again.
+            self.0.was_ready.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Has this node become ready only once `lacking` has nothing to say. Counts the first time.

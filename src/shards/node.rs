@@ -46,6 +46,10 @@ impl Replica for Group {
         Group::leader(self)
     }
 
+    fn has_majority(&self) -> bool {
+        self.has_quorum_in_reach()
+    }
+
     fn leader_changed(&self) -> BoxFuture<'_, ()> {
         Box::pin(Group::leader_changed(self))
     }

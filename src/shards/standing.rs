@@ -57,6 +57,12 @@ impl Attached {
         if let Some(replica) = hosted.iter().find(|replica| replica.leader().is_none()) {
             return Some(format!("group {} has no leader", replica.group()));
         }
+        if let Some(replica) = hosted.iter().find(|replica| self.leads(replica) && !replica.has_majority()) {
+            return Some(format!(
+                "group {} is led here, and most of its nodes cannot be reached",
+                replica.group()
+            ));
+        }
         let behind = hosted.iter().find(|replica| !self.is_caught_up(&***replica))?;
         Some(format!("group {} has not caught up yet", behind.group()))
     }

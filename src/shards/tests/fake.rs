@@ -1,6 +1,7 @@
 //! Nodes in one process: real stores and real routing, over groups and links that do what a test tells them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub(super) struct FakeReplica {
     applied: Mutex<usize>,
     /// What this node believes of the leader, in place of the truth.
     pub belief: RwLock<Option<Option<u128>>>,
+    /// Whether the others cannot be reached from here.
+    pub cut_off: AtomicBool,
 }
 
 impl FakeReplica {
@@ -117,6 +120,10 @@ impl Replica for FakeReplica {
 
     fn leader(&self) -> Option<u128> {
         self.belief.read().unwrap_or(*self.group.leader.borrow())
+    }
+
+    fn has_majority(&self) -> bool {
+        !self.cut_off.load(Ordering::Relaxed)
     }
 
     fn leader_changed(&self) -> BoxFuture<'_, ()> {
@@ -324,6 +331,7 @@ impl Cluster {
             store,
             applied: Mutex::new(0),
             belief: RwLock::new(None),
+            cut_off: AtomicBool::new(false),
         };
         local.replicas.write().insert(group, Arc::new(replica));
     }

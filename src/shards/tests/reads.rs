@@ -1,5 +1,8 @@
 //! Reads: fresh wherever they are asked for, and the same wherever they are answered.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures_util::future::join_all;
 
 use super::fake::{CallFault, Cluster, FRESH, LOCAL, id};
@@ -143,6 +146,37 @@ async fn a_node_is_ready_once_its_replicas_are() {
     assert!(matches!(cluster.node(2).readiness(), Readiness::Degraded(_)));
     cluster.node(2).refuse_writes(true);
     assert_eq!(cluster.node(2).readiness(), Readiness::Draining);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_most_cannot_hear_is_not_ready() {
+    let (cluster, id) = (Cluster::new(3, |_| vec![1, 2, 3]), id("chat"));
+    cluster.create(&id).await;
+    cluster.ready(1).await;
+    cluster.group(&id).is_led_by(1);
+    cluster.replica(1, &id).cut_off.store(true, Ordering::Relaxed);
+    assert!(matches!(cluster.node(1).readiness(), Readiness::Degraded(_)));
+    cluster.replica(1, &id).cut_off.store(false, Ordering::Relaxed);
+    assert_eq!(cluster.node(1).readiness(), Readiness::Ready);
+}
+
+/// Otherwise the next node of a rolling restart would take the majority of what is yet to be brought here.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_taken_back_in_is_ready_once_it_has_its_share() {
+    let cluster = Cluster::new(3, |_| vec![1, 2, 3]);
+    let lacks = Arc::new(AtomicBool::new(false));
+    cluster.node(2).on_share({
+        let lacks = lacks.clone();
+        move || lacks.load(Ordering::Relaxed).then(|| "a group".to_owned())
+    });
+    cluster.ready(2).await;
+    lacks.store(true, Ordering::Relaxed);
+    assert_eq!(cluster.node(2).readiness(), Readiness::Ready, "it had it once");
+    cluster.node(2).set_moving_out(true);
+    cluster.node(2).set_moving_out(false);
+    assert!(matches!(cluster.node(2).readiness(), Readiness::Starting(_)));
+    lacks.store(false, Ordering::Relaxed);
+    assert_eq!(cluster.node(2).readiness(), Readiness::Ready);
 }
 
 #[tokio::test(start_paused = true)]
