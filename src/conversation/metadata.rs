@@ -1,6 +1,8 @@
 //! A conversation's metadata: a JSON object kept as the bytes received. Merging keeps the bytes of every value.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use bytes::Bytes;
@@ -28,20 +30,19 @@ pub(super) fn equal(a: &[u8], b: &[u8]) -> bool {
 /// `metadata` with the members of `patch` put in place and those that are `null` removed; `None` if that is no change.
 pub(super) fn merged(metadata: &[u8], patch: &[u8]) -> Result<Option<Bytes>, Refusal> {
     let mut result = members(metadata)?;
-    let mut changed = false;
-    for (key, new) in members(patch)? {
-        let at = result.iter().position(|(known, _)| *known == key);
-        match (at, new) {
-            (Some(at), "null") => {
-                result.remove(at);
+    let (end, mut changed) = (result.len(), false);
+    for (key, (place, new)) in members(patch)? {
+        match result.entry(key) {
+            Entry::Occupied(known) if new == "null" => {
+                known.remove();
                 changed = true;
             }
-            (Some(at), new) if !equal(result[at].1.as_bytes(), new.as_bytes()) => {
-                result[at].1 = new;
+            Entry::Occupied(mut known) if !equal(known.get().1.as_bytes(), new.as_bytes()) => {
+                known.get_mut().1 = new;
                 changed = true;
             }
-            (None, new) if new != "null" => {
-                result.push((key, new));
+            Entry::Vacant(unknown) if new != "null" => {
+                unknown.insert((end + place, new));
                 changed = true;
             }
             _ => {}
@@ -50,11 +51,14 @@ pub(super) fn merged(metadata: &[u8], patch: &[u8]) -> Result<Option<Bytes>, Ref
     if changed { sized(written(&result)).map(Some) } else { Ok(None) }
 }
 
-type Member<'a> = (Cow<'a, str>, &'a str);
+/// By key: where a member stands among the others, and its value as written.
+type Members<'a> = BTreeMap<Cow<'a, str>, (usize, &'a str)>;
 
-fn written(members: &[Member<'_>]) -> Vec<u8> {
+fn written(members: &Members<'_>) -> Vec<u8> {
+    let mut in_order: Vec<_> = members.iter().map(|(key, (place, value))| (place, key, value)).collect();
+    in_order.sort_unstable();
     let mut out = String::from("{");
-    for (index, (key, value)) in members.iter().enumerate() {
+    for (index, (_, key, value)) in in_order.into_iter().enumerate() {
         if index > 0 {
             out.push(',');
         }
@@ -74,19 +78,19 @@ fn sized(metadata: Vec<u8>) -> Result<Bytes, Refusal> {
     Ok(Bytes::from(metadata))
 }
 
-/// The top-level members in order, values as written; the last of duplicate keys counts.
-fn members(object: &[u8]) -> Result<Vec<Member<'_>>, Refusal> {
+/// The top-level members; of duplicate keys the first gives the place and the last the value.
+fn members(object: &[u8]) -> Result<Members<'_>, Refusal> {
     let mut deserializer = serde_json::Deserializer::from_slice(object);
-    let members = deserializer.deserialize_map(Members);
+    let members = deserializer.deserialize_map(MembersVisitor);
     members
         .and_then(|members| deserializer.end().map(|()| members))
         .map_err(|_| Refusal::InvalidMetadata { message: "metadata must be a JSON object".to_owned() })
 }
 
-struct Members;
+struct MembersVisitor;
 
-impl<'de> Visitor<'de> for Members {
-    type Value = Vec<Member<'de>>;
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -96,12 +100,10 @@ impl<'de> Visitor<'de> for Members {
         #[derive(serde::Deserialize)]
         struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-        let mut members: Vec<Member<'de>> = Vec::new();
+        let mut members = Members::new();
         while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-            match members.iter_mut().find(|(known, _)| *known == key) {
-                Some(known) => known.1 = value.get(),
-                None => members.push((key, value.get())),
-            }
+            let end = members.len();
+            members.entry(key).or_insert((end, "")).1 = value.get();
         }
         Ok(members)
     }
@@ -122,6 +124,16 @@ mod tests {
         let after = r#"{"a":1e2,"b":{"x": [1 , 2]},"n":2,"\n":"\u00e9"}"#;
         assert_eq!(patched(before, r#"{"n":2,"\n":"\u00e9"}"#).as_deref(), Some(after));
         assert_eq!(patched(before, r#"{"b":null,"n":null,"a":null,"zz":null}"#).as_deref(), Some("{}"));
+    }
+
+    #[test]
+    fn new_keys_come_last_and_duplicates_stay_where_the_first_was() {
+        let before = r#"{"z":1,"a":1,"m":1,"a":2}"#;
+        assert_eq!(
+            patched(before, r#"{"y":3,"m":null,"b":4,"y":5}"#).as_deref(),
+            Some(r#"{"z":1,"a":2,"y":5,"b":4}"#)
+        );
+        assert_eq!(patched(before, r#"{"z":null,"z":2}"#).as_deref(), Some(r#"{"z":2,"a":2,"m":1}"#));
     }
 
     #[test]
