@@ -8,7 +8,8 @@
 //! Bounds: a result more than [`PAIR_REACH`] messages after its call, or after [`MAX_PENDING_CALLS`] further calls were
 //! left unanswered, finds no call and stands for itself.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::codec::{CodecError, Reader, Writer};
 use super::message::{CallRef, NewMessage, Parts, RoleKind, StoredPart, ToolLink};
@@ -50,11 +51,12 @@ impl RecentCalls {
                 return Parts::TEXT;
             }
         }
-        let link = |(index, part): (usize, &PartMeta)| StoredPart {
+        let mut index = if uses_tools { CallIndex::of(&self.calls) } else { CallIndex::default() };
+        let link = |(position, part): (usize, &PartMeta)| StoredPart {
             kind: part.kind.clone(),
             tokens: part.tokens,
             marker_tokens: part.marker_tokens,
-            tool: self.link_part(seq, index as u32, part.tool),
+            tool: self.link_part(&mut index, seq, position as u32, part.tool),
         };
         let parts = message.parts.iter().enumerate().map(link).collect();
         if uses_tools {
@@ -63,52 +65,45 @@ impl RecentCalls {
         Parts::new(parts)
     }
 
-    fn link_part(&mut self, seq: u64, part: u32, tool: ToolRef) -> ToolLink {
+    fn link_part(&mut self, index: &mut CallIndex, seq: u64, part: u32, tool: ToolRef) -> ToolLink {
         match tool {
             ToolRef::None => ToolLink::None,
             ToolRef::Call(digest) => {
-                self.calls.push(RecentCall { seq, part, exchange: self.exchange, digest, answered: false });
+                self.push(index, RecentCall { seq, part, exchange: self.exchange, digest, answered: false });
                 ToolLink::Call
             }
             ToolRef::Result(Some(digest)) => {
-                let call = self.named(digest).or_else(|| self.next(|call| call.digest.is_none()));
-                ToolLink::Result(call.and_then(|call| self.answer(call, seq)))
+                let call = index.named(digest).or_else(|| index.next_of(None));
+                ToolLink::Result(call.and_then(|call| self.answer(index, call, seq)))
             }
             ToolRef::Result(None) => {
-                let call = self.next(|call| call.digest.is_none()).or_else(|| self.next(|_| true));
-                ToolLink::Result(call.and_then(|call| self.answer(call, seq)))
+                let call = index.next_of(None).or_else(|| index.next());
+                ToolLink::Result(call.and_then(|call| self.answer(index, call, seq)))
             }
             ToolRef::Exchange(digest) => {
-                let call = digest.and_then(|digest| self.named(digest));
-                if let Some(call) = call.and_then(|call| self.answer(call, seq)) {
+                let call = digest.and_then(|digest| index.named(digest));
+                if let Some(call) = call.and_then(|call| self.answer(index, call, seq)) {
                     return ToolLink::Result(Some(call));
                 }
-                self.calls.push(RecentCall { seq, part, exchange: self.exchange, digest, answered: true });
+                self.push(index, RecentCall { seq, part, exchange: self.exchange, digest, answered: true });
                 ToolLink::Call
             }
         }
     }
 
-    /// The call with this id: an unanswered one, else the newest.
-    fn named(&self, digest: u64) -> Option<usize> {
-        let same = |call: &RecentCall| call.digest == Some(digest);
-        self.next(same).or_else(|| self.calls.iter().rposition(same))
-    }
-
-    /// The first unanswered call of the newest exchange that has one.
-    fn next(&self, wanted: impl Fn(&RecentCall) -> bool) -> Option<usize> {
-        let pending = |call: &RecentCall| !call.answered && wanted(call);
-        let newest = self.calls.iter().rfind(|call| pending(call))?.exchange;
-        self.calls.iter().position(|call| call.exchange == newest && pending(call))
+    fn push(&mut self, index: &mut CallIndex, call: RecentCall) {
+        index.add(self.calls.len(), &call);
+        self.calls.push(call);
     }
 
     /// `None` when the call is out of reach.
-    fn answer(&mut self, call: usize, seq: u64) -> Option<CallRef> {
-        let call = &mut self.calls[call];
+    fn answer(&mut self, index: &mut CallIndex, at: usize, seq: u64) -> Option<CallRef> {
+        let call = &mut self.calls[at];
         let back = seq - call.seq;
         if back > PAIR_REACH {
             return None;
         }
+        index.remove_pending(at, call);
         call.answered = true;
         Some(CallRef { back: back as u32, part: call.part })
     }
@@ -190,12 +185,66 @@ impl RecentCalls {
     }
 }
 
+/// Finds calls by their positions while a message is taken in: looking through all calls for every part would take
+/// time quadratic in the parts of a message.
+#[derive(Default)]
+struct CallIndex {
+    /// Unanswered calls: those of the newest exchange first, and among these the oldest.
+    pending: BTreeSet<(Reverse<u64>, usize)>,
+    /// The same, by id.
+    pending_by_id: BTreeSet<(Option<u64>, Reverse<u64>, usize)>,
+    /// The newest call of each id, answered or not.
+    newest: BTreeMap<u64, usize>,
+}
+
+impl CallIndex {
+    fn of(calls: &[RecentCall]) -> CallIndex {
+        let mut index = CallIndex::default();
+        calls.iter().enumerate().for_each(|(at, call)| index.add(at, call));
+        index
+    }
+
+    fn add(&mut self, at: usize, call: &RecentCall) {
+        if !call.answered {
+            self.pending.insert((Reverse(call.exchange), at));
+            self.pending_by_id.insert((call.digest, Reverse(call.exchange), at));
+        }
+        if let Some(digest) = call.digest {
+            self.newest.insert(digest, at);
+        }
+    }
+
+    fn remove_pending(&mut self, at: usize, call: &RecentCall) {
+        self.pending.remove(&(Reverse(call.exchange), at));
+        self.pending_by_id.remove(&(call.digest, Reverse(call.exchange), at));
+    }
+
+    /// The call with this id: an unanswered one, else the newest.
+    fn named(&self, digest: u64) -> Option<usize> {
+        self.next_of(Some(digest)).or_else(|| self.newest.get(&digest).copied())
+    }
+
+    /// The first unanswered call of the newest exchange that has one.
+    fn next(&self) -> Option<usize> {
+        self.pending.first().map(|(_, at)| *at)
+    }
+
+    /// The same among the calls with this id, or among those without one.
+    fn next_of(&self, digest: Option<u64>) -> Option<usize> {
+        let mut from = self.pending_by_id.range((digest, Reverse(u64::MAX), 0)..);
+        from.next().filter(|(found, ..)| *found == digest).map(|(.., at)| *at)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn message(tools: &[ToolRef]) -> NewMessage {
-        let part = |&tool| PartMeta { kind: PartKind::TEXT, tokens: 1, marker_tokens: 1, tool };
+        let part = |&tool| PartMeta { kind: PartKind::Known(1), tokens: 1, marker_tokens: 1, tool };
         let parts = tools.iter().map(part).collect();
         NewMessage { body: bytes::Bytes::new(), token_count: 1, role: RoleKind::Other, parts }
     }
@@ -237,6 +286,81 @@ mod tests {
             assert_eq!(answered(&mut calls, seq, ToolRef::Result(Some(8))), Some((seq as u32 - 1, 1)));
         }
         assert_eq!(answered(&mut calls, 50, ToolRef::Result(Some(9))), Some((49, 0)));
+    }
+
+    /// What linking the message at `seq` means, with a look through all calls for every part.
+    fn link_by_scanning(recent: &mut RecentCalls, seq: u64, tools: &[ToolRef]) -> Vec<ToolLink> {
+        fn next(calls: &[RecentCall], wanted: impl Fn(&RecentCall) -> bool) -> Option<usize> {
+            let pending = |call: &RecentCall| !call.answered && wanted(call);
+            let newest = calls.iter().rfind(|call| pending(call))?.exchange;
+            calls.iter().position(|call| call.exchange == newest && pending(call))
+        }
+        let named = |calls: &[RecentCall], digest| {
+            let same = |call: &RecentCall| call.digest == Some(digest);
+            next(calls, same).or_else(|| calls.iter().rposition(same))
+        };
+        let unnamed = |call: &RecentCall| call.digest.is_none();
+        let mut links = Vec::new();
+        for (part, tool) in (0..).zip(tools) {
+            let calls = &mut recent.calls;
+            let found = match *tool {
+                ToolRef::None | ToolRef::Call(_) => None,
+                ToolRef::Result(Some(digest)) => named(calls, digest).or_else(|| next(calls, unnamed)),
+                ToolRef::Result(None) => next(calls, unnamed).or_else(|| next(calls, |_| true)),
+                ToolRef::Exchange(digest) => digest.and_then(|digest| named(calls, digest)),
+            };
+            let found = found.filter(|at| seq - calls[*at].seq <= PAIR_REACH);
+            let answer = found.map(|at| {
+                calls[at].answered = true;
+                CallRef { back: (seq - calls[at].seq) as u32, part: calls[at].part }
+            });
+            links.push(match *tool {
+                ToolRef::None => ToolLink::None,
+                ToolRef::Call(digest) | ToolRef::Exchange(digest) if answer.is_none() => {
+                    let answered = matches!(tool, ToolRef::Exchange(_));
+                    calls.push(RecentCall { seq, part, exchange: recent.exchange, digest, answered });
+                    ToolLink::Call
+                }
+                _ => ToolLink::Result(answer),
+            });
+        }
+        recent.forget(seq);
+        links
+    }
+
+    fn tool() -> impl Strategy<Value = ToolRef> {
+        let id = prop_oneof![1 => Just(None), 2 => (0..4u64).prop_map(Some), 1 => (0..300u64).prop_map(Some)];
+        (id, 0..10u8).prop_map(|(id, which)| match which {
+            0 => ToolRef::None,
+            1..6 => ToolRef::Call(id),
+            6..9 => ToolRef::Result(id),
+            _ => ToolRef::Exchange(id),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn links_are_those_that_scanning_finds(
+            messages in vec(
+                (prop_oneof![9 => 1..3u64, 1 => PAIR_REACH - 2..PAIR_REACH + 2],
+                 prop_oneof![8 => vec(tool(), 0..6), 1 => vec(tool(), 0..400)]),
+                0..40,
+            ),
+        ) {
+            let (mut linked, mut scanned, mut seq) = (RecentCalls::default(), RecentCalls::default(), 0);
+            for (gap, tools) in messages {
+                seq += gap;
+                let message = NewMessage { role: RoleKind::User, ..message(&tools) };
+                let parts = linked.link(seq, &message);
+                if tools.iter().all(|tool| *tool == ToolRef::None) {
+                    scanned.link(seq, &message);
+                } else {
+                    let links: Vec<_> = parts.listed().unwrap().iter().map(|part| part.tool).collect();
+                    prop_assert_eq!(links, link_by_scanning(&mut scanned, seq, &tools));
+                }
+                prop_assert_eq!(&linked, &scanned);
+            }
+        }
     }
 
     #[test]
