@@ -34,6 +34,13 @@ impl Writer {
         Writer { out }
     }
 
+    /// How many bytes `write` appends.
+    pub(super) fn measure(write: impl FnOnce(&mut Writer)) -> usize {
+        let mut out = Writer { out: Vec::new() };
+        write(&mut out);
+        out.out.len()
+    }
+
     pub(super) fn u8(&mut self, value: u8) {
         self.out.push(value);
     }

@@ -126,6 +126,10 @@ impl Parts {
         self.0.as_deref()
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.listed().map_or(1, <[_]>::len)
+    }
+
     pub(super) fn heap_bytes(&self) -> usize {
         let listed = self.listed().unwrap_or_default();
         let names = listed.iter().map(|part| match &part.kind {
@@ -216,6 +220,13 @@ pub(super) fn read_metas(input: &mut Reader, base_ms: u64) -> Result<Vec<Message
         metas.push(MessageMeta { location, inserted_at_ms: before_ms, parts, token_count, role });
     }
     Ok(metas)
+}
+
+/// About the bytes that [`write_metas`] takes: exact for parts. The rest counts as usual, since places differ between
+/// replicas, and what is sealed by this must not.
+pub(super) fn metas_encoded_len(metas: &[MessageMeta]) -> usize {
+    let listed = metas.iter().filter_map(|meta| meta.parts.listed());
+    24 * metas.len() + Writer::measure(|out| listed.for_each(|parts| write_parts(out, parts)))
 }
 
 const LINK_NONE: u8 = 0;

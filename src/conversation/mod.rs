@@ -39,7 +39,7 @@ pub use message::{
 };
 pub use pairing::{MAX_PENDING_CALLS, PAIR_REACH};
 pub use part::{
-    InvalidPart, MAX_KIND_BYTES, PartFacts, PartKind, PartMeta, ToolRef, inspect_part, tool_digest,
+    InvalidPart, MAX_KIND_BYTES, MAX_PARTS, PartFacts, PartKind, PartMeta, ToolRef, inspect_part, tool_digest,
 };
 pub use policy::{
     Bounds, DEFAULT_LIMIT, DEFAULT_TOKEN_BUDGET, DEFAULT_TRIGGER_RATIO, InvalidPolicy, MAX_POLICY_BYTES,
@@ -49,7 +49,9 @@ pub use render::render_edited;
 pub use reply::{Description, Refusal, Reply, Status};
 pub use restore::{Restore, RestoreEnd, RestoredKeys, RestoredVersion};
 pub use runs::{Change, ChangeKind, ChangeRun, EVENT_RUN, EventRun, History, HistoryError, Summary, run_of};
-pub use state::{Conversation, MAX_METADATA_BYTES, MAX_SUMMARIES, MAX_SUMMARY_MESSAGES, unarchived};
+pub use state::{
+    Conversation, MAX_METADATA_BYTES, MAX_SUMMARIES, MAX_SUMMARY_MESSAGES, MAX_SUMMARY_PARTS, unarchived,
+};
 pub use trims::{MAX_TRIMS, Standing, Trim, Trims};
 pub use window::{
     Edit, LeftOut, PartEdit, PlanError, PlannedMessage, Reason, Segment, WindowPlan, WindowQuery, plan_window,

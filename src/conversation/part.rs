@@ -11,6 +11,8 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Most parts of one message that the edge accepts.
+pub const MAX_PARTS: usize = 1_024;
 /// Longest `type` of a part in bytes.
 pub const MAX_KIND_BYTES: usize = 64;
 

@@ -88,6 +88,7 @@ pub enum Refusal {
     /// `covering` is the existing summary that the range would cut through.
     #[error("{message}")]
     InvalidRange { message: String, covering: Option<(u64, u64)> },
+    /// Or too many messages or parts in them.
     #[error("the conversation has too many summaries: compact a range that contains some of them")]
     TooManySummaries,
     /// More requests with idempotency keys in ten minutes than are remembered.

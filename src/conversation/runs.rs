@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::ConversationId;
 use super::codec::{CodecError, Reader, Writer};
-use super::message::{Location, MessageMeta, read_metas, write_metas};
+use super::message::{Location, MessageMeta, metas_encoded_len, read_metas, write_metas};
 use super::policy::{Settings, read_settings, write_settings};
 
 /// Messages in a sealed run.
@@ -242,13 +242,13 @@ impl Change {
         size_of::<Change>() + held
     }
 
-    /// About the bytes this change takes in an encoded run.
+    /// About the bytes this change takes in an encoded run; the same on every replica.
     pub(super) fn encoded_len(&self) -> usize {
         match &self.kind {
             ChangeKind::Created(settings) | ChangeKind::Settings(settings) => {
                 24 + settings.policy.json().len()
             }
-            ChangeKind::Compaction(summary) => 16 + summary.replacement.len() * 24,
+            ChangeKind::Compaction(summary) => 16 + metas_encoded_len(&summary.replacement),
             ChangeKind::Metadata | ChangeKind::Tombstoned => 4,
         }
     }

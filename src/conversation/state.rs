@@ -23,6 +23,8 @@ use super::trims::Standing;
 pub const MAX_SUMMARIES: usize = 1_000;
 /// Most messages in all active summaries of a conversation together.
 pub const MAX_SUMMARY_MESSAGES: usize = 10_000;
+/// Most parts of all these messages together: a record holds them all, and goes into a snapshot as a whole.
+pub const MAX_SUMMARY_PARTS: usize = 64 * 1024;
 /// Longest metadata of a conversation in bytes of JSON.
 pub const MAX_METADATA_BYTES: usize = 64 * 1024;
 

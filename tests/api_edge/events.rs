@@ -94,6 +94,35 @@ async fn a_batch_is_appended_as_a_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn parts_of_a_message_are_bounded() {
+    for words in DIALECTS {
+        let client = Client::shared(words);
+        let id = fresh("parts");
+        client.create(&id).await;
+        let message = |parts: usize| json!({"role": "user", "parts": vec![json!({"type": "x"}); parts]});
+        let (most, beyond) = (message(1_024), message(1_025));
+        client.post(&id, json!({words.event: most})).await.expect(201);
+        client.post(&id, json!({words.events: [most]})).await.expect(201);
+        let compact = async |messages: Value| {
+            client.send(Method::POST, &format!("{id}/compact"), json!({"replacement": messages})).await
+        };
+        compact(json!([most])).await.expect(200);
+        for (refused, place) in [
+            (client.post(&id, json!({words.event: beyond})).await, words.event.to_owned()),
+            (client.post(&id, json!({words.events: [most, beyond]})).await, format!("{}[1]", words.events)),
+            (compact(json!([most, beyond])).await, "replacement[1]".to_owned()),
+        ] {
+            let message = refused.fails(400, "invalid_request");
+            assert_eq!(message, format!("{place}.parts must be an array of at most 1024, not 1025"));
+        }
+        assert_eq!(client.get(&id).await.json["version"], 3, "what is refused changes nothing");
+        // 64 full messages are as many parts as summaries may have.
+        compact(json!(vec![most.clone(); 64])).await.expect(200);
+        compact(json!(vec![most; 65])).await.fails(400, "invalid_range");
+    }
+}
+
+#[tokio::test]
 async fn a_request_sent_again_is_answered_again() {
     for words in DIALECTS {
         let client = Client::shared(words);

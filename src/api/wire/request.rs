@@ -20,7 +20,8 @@ use super::shape::{List, Object, is_object, must_be, string, whole_number};
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
 use crate::conversation::{
-    CompactRange, Idempotency, MAX_METADATA_BYTES, PartFacts, Policy, inspect_part, valid_trigger_ratio,
+    CompactRange, Idempotency, MAX_METADATA_BYTES, MAX_PARTS, PartFacts, Policy, inspect_part,
+    valid_trigger_ratio,
 };
 
 /// Most events of one batch, and most messages of one replacement.
@@ -259,7 +260,11 @@ struct MessageFields<'a> {
 
 fn parts<'a>(raw: &'a RawValue, place: Place) -> Result<Vec<Part<'a>>, ApiError> {
     let list: List<&'a RawValue> = serde_json::from_str(raw.get()).map_err(syntax)?;
-    let list = list.expect(&format_args!("{place}.parts").to_string())?;
+    let field = format!("{place}.parts");
+    let list = list.expect(&field)?;
+    if list.len() > MAX_PARTS {
+        return Err(must_be(&field, &format!("an array of at most {MAX_PARTS}, not {}", list.len())));
+    }
     let part = |(index, raw): (usize, &'a RawValue)| part(Cow::Borrowed(raw.get()), place, index);
     list.into_iter().enumerate().map(part).collect()
 }

@@ -161,6 +161,20 @@ fn sizes_are_bounded() {
 }
 
 #[test]
+fn parts_are_bounded() {
+    let message = |parts: usize| json!({"role": "user", "parts": vec![json!({"type": "text"}); parts]});
+    let compact = |body: Value| Compact::parse(body.to_string().as_bytes(), LIMIT).map(drop).map_err(text);
+    let (most, beyond) = (message(1_024), message(1_025));
+    assert!(append(&json!({"event": most})).is_ok());
+    assert!(append(&json!({"events": [most, most]})).is_ok());
+    assert_eq!(compact(json!({"replacement": [most, most]})), Ok(()));
+    let refused_at = |place: &str| format!("{place}.parts must be an array of at most 1024, not 1025");
+    assert_eq!(refused(json!({"event": beyond})), refused_at("event"));
+    assert_eq!(refused(json!({"events": [most, beyond]})), refused_at("events[1]"));
+    assert_eq!(compact(json!({"replacement": [most, beyond]})), Err(refused_at("replacement[1]")));
+}
+
+#[test]
 fn parts_tell_what_planning_needs() {
     let body = json!({"event": {"role": "assistant", "parts": [
         {"type": "text", "text": "a"}, {"type": "tool_call", "id": "t1", "name": "lookup"}]}});

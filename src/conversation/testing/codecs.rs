@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::*;
+use super::generate::message;
 use super::{Harness, MemoryStore, append, put, text};
 
 fn hex(bytes: &[u8]) -> String {
@@ -332,6 +333,25 @@ proptest! {
             *first = [1, 2, 3, 0x81, 0x82][usize::from(*first) % 5];
         }
         survive(&Bytes::from(bytes));
+    }
+
+    /// Changes are sealed by what they are said to take.
+    #[test]
+    fn changes_know_what_they_take(replacement in vec(message(), 0..20)) {
+        let mut real = Harness::new();
+        real.apply(put());
+        real.apply(append(vec![text(1)]));
+        real.apply(Action::Compact { range: CompactRange::default(), replacement, if_version: None });
+        let summary = real.current().summaries()[0].clone();
+        let plain = summary.replacement.iter().map(|meta| MessageMeta { parts: Parts::TEXT, ..meta.clone() });
+        let plain = Summary { replacement: plain.collect(), ..summary.clone() };
+        let messages = plain.replacement.len();
+        let change = |summary| Change { version: 2, kind: ChangeKind::Compaction(summary) };
+        let [listed, plain] = [summary, plain].map(change);
+        let said = [&listed, &plain].map(Change::encoded_len);
+        let taken = [listed, plain].map(|change| ChangeRun::new(0, 0, vec![change]).encode().len());
+        prop_assert_eq!(said[0] - said[1], taken[0] - taken[1]);
+        prop_assert!(said[1].abs_diff(taken[1]) <= 16 + 14 * messages, "{said:?} {taken:?}");
     }
 }
 

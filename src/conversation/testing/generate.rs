@@ -71,7 +71,7 @@ fn part() -> impl Strategy<Value = PartMeta> {
     (prop_oneof![3 => tool, 2 => other], 0..30u32).prop_map(|(part, tokens)| PartMeta { tokens, ..part })
 }
 
-fn message() -> impl Strategy<Value = NewMessage> {
+pub(super) fn message() -> impl Strategy<Value = NewMessage> {
     let role = select(vec![RoleKind::System, RoleKind::User, RoleKind::Other, RoleKind::Other]);
     let listed = (vec(part(), 0..4), 0..9u32).prop_map(|(parts, overhead)| NewMessage {
         token_count: overhead + parts.iter().map(|part| part.tokens).sum::<u32>(),
