@@ -358,7 +358,11 @@ impl ChangeTo<'_> {
     }
 
     /// The range in full, if it may be compacted.
-    fn compactable(&self, range: CompactRange, replacement: &[NewMessage]) -> Result<(u64, u64), Refusal> {
+    pub(super) fn compactable(
+        &self,
+        range: CompactRange,
+        replacement: &[NewMessage],
+    ) -> Result<(u64, u64), Refusal> {
         let conversation = &self.conversation;
         let last_seq = conversation.last_seq;
         let (from_seq, to_seq) = (range.from.unwrap_or(1), range.to.unwrap_or(last_seq));

@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 use super::apply::{ChangeTo, Effects, Outside};
 use super::codec::{CodecError, Reader, Writer};
-use super::command::{FrameLocation, read_messages, read_some, write_messages, write_some};
+use super::command::{CompactRange, FrameLocation, read_messages, read_some, write_messages, write_some};
 use super::idempotency::{IdempotencyRecord, MAX_KEYS};
 use super::message::{Location, NewMessage};
+use super::metadata;
 use super::policy::{Settings, read_settings, write_settings};
 use super::reply::{Refusal, Reply};
 use super::runs::{ChangeKind, HistoryError};
@@ -173,13 +174,13 @@ impl RestoredKeys {
     }
 }
 
-/// Applies a piece. Everything is looked at before anything is changed.
+/// Applies a piece, or refuses it as a whole.
 pub(super) fn apply(
     conversation: &mut Option<Conversation>,
     index: u64,
     (id, now_ms): (&ConversationId, u64),
     restore: &Restore,
-    mut locations: &[Location],
+    locations: &[Location],
     outside: &dyn Outside,
 ) -> Result<Effects, HistoryError> {
     let current = conversation.as_ref();
@@ -192,75 +193,65 @@ pub(super) fn apply(
             Some(current) => Refusal::Conflict { expected: restore.after.unwrap_or(0), current },
         }));
     }
-    let checked = check(current, restore);
-    if let Err(refusal) = checked.and_then(|after| check_keys(restore, after)) {
-        return Ok(Effects::refused(refusal));
-    }
+    let mut effects = Effects::reply(Reply::Restored { version: version.unwrap_or(0) });
+    // Of a copy: a piece that is refused in its middle leaves the conversation as it was.
+    let restored = match restored(current.cloned(), (index, now_ms), restore, locations, &mut effects) {
+        Ok(restored) => restored,
+        Err(refusal) => return Ok(Effects::refused(refusal)),
+    };
     if is_any_known(id, restore, outside)? {
         return Ok(Effects::refused(invalid("a restored idempotency key is known already")));
     }
-    let mut effects = Effects::reply(Reply::Restored { version: version.unwrap_or(0) });
-    for version in &restore.versions {
-        match (version, &mut *conversation) {
-            (RestoredVersion::Created(settings), slot) => {
-                let metadata = Bytes::from_static(b"{}");
-                *slot = Some(Conversation::new(index, now_ms, settings.clone(), metadata));
-            }
-            (version, Some(conversation)) => {
-                let at_ms = conversation.updated_at_ms;
-                let mut change = ChangeTo { conversation, index, at_ms };
-                change.restore(version, &mut locations, &mut effects);
-            }
-            (_, None) => unreachable!("checked: nothing but creation comes first"),
-        }
-    }
-    if let Some(conversation) = conversation {
-        if let Some(restored) = &restore.keys {
-            effects.idempotency_put = conversation.keys.restore(&restored.keys);
-            conversation.changed_index = index;
-        }
-        if let Some(end) = &restore.end {
-            conversation.metadata = Bytes::copy_from_slice(&end.metadata);
-            conversation.updated_at_ms = end.updated_at_ms;
-            conversation.changed_index = index;
-        }
-        effects.reply = Reply::Restored { version: conversation.version };
-        effects.changed = !restore.versions.is_empty() || restore.keys.is_some() || restore.end.is_some();
-    }
+    effects.reply = Reply::Restored { version: restored.version };
+    effects.changed = !restore.versions.is_empty() || restore.keys.is_some() || restore.end.is_some();
+    *conversation = Some(restored);
     Ok(effects)
+}
+
+/// The conversation after the piece, which is held to the rules that clients' commands are held to.
+fn restored(
+    conversation: Option<Conversation>,
+    (index, now_ms): (u64, u64),
+    restore: &Restore,
+    mut locations: &[Location],
+    effects: &mut Effects,
+) -> Result<Conversation, Refusal> {
+    let mut versions = restore.versions.iter();
+    let mut conversation = match conversation {
+        Some(conversation) => conversation,
+        None => {
+            let Some(RestoredVersion::Created(settings)) = versions.next() else { return Err(misplaced()) };
+            Conversation::new(index, now_ms, settings.clone(), Bytes::from_static(b"{}"))
+        }
+    };
+    for version in versions {
+        let at_ms = conversation.updated_at_ms;
+        let mut change = ChangeTo { conversation: &mut conversation, index, at_ms };
+        change.restore(version, &mut locations, effects)?;
+    }
+    if let Some(keys) = &restore.keys {
+        check_keys(keys, conversation.last_seq)?;
+        effects.idempotency_put = conversation.keys.restore(&keys.keys);
+        conversation.changed_index = index;
+    }
+    if let Some(end) = &restore.end {
+        conversation.metadata = metadata::checked(&end.metadata)?;
+        conversation.updated_at_ms = end.updated_at_ms;
+        conversation.changed_index = index;
+    }
+    Ok(conversation)
 }
 
 fn invalid(message: &str) -> Refusal {
     Refusal::InvalidRange { message: message.to_owned(), covering: None }
 }
 
-/// Creation comes first and only then; summaries fit the log as it is by then. Answers the last seq after the piece.
-fn check(conversation: Option<&Conversation>, restore: &Restore) -> Result<u64, Refusal> {
-    let mut last_seq = conversation.map_or(0, Conversation::last_seq);
-    for (at, version) in restore.versions.iter().enumerate() {
-        let creates = matches!(version, RestoredVersion::Created(_));
-        if creates != (at == 0 && conversation.is_none()) {
-            return Err(invalid("a restored conversation begins with its creation"));
-        }
-        match version {
-            RestoredVersion::Events { messages, .. } => last_seq += messages.len() as u64,
-            RestoredVersion::Compaction { from_seq, to_seq, .. }
-                if *from_seq == 0 || from_seq > to_seq || *to_seq > last_seq =>
-            {
-                return Err(invalid("a restored summary does not lie within the log"));
-            }
-            _ => {}
-        }
-    }
-    if conversation.is_none() && restore.versions.is_empty() {
-        return Err(invalid("a restored conversation begins with its creation"));
-    }
-    Ok(last_seq)
+fn misplaced() -> Refusal {
+    invalid("a restored conversation begins with its creation")
 }
 
 /// Keys stand for events that are there, and are no more than a conversation may have.
-fn check_keys(restore: &Restore, last_seq: u64) -> Result<(), Refusal> {
-    let Some(RestoredKeys { after, keys }) = &restore.keys else { return Ok(()) };
+fn check_keys(RestoredKeys { after, keys }: &RestoredKeys, last_seq: u64) -> Result<(), Refusal> {
     let is_there = |record: &IdempotencyRecord| record.first_seq + u64::from(record.count) - 1 <= last_seq;
     if !keys.iter().all(|(_, record)| is_there(record)) {
         return Err(invalid("a restored idempotency key stands for events that are not there"));
@@ -288,14 +279,19 @@ fn is_any_known(id: &ConversationId, restore: &Restore, outside: &dyn Outside) -
 }
 
 impl ChangeTo<'_> {
-    fn restore(&mut self, version: &RestoredVersion, locations: &mut &[Location], effects: &mut Effects) {
+    fn restore(
+        &mut self,
+        version: &RestoredVersion,
+        locations: &mut &[Location],
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
         let mut take = |count: usize| {
             let (taken, rest) = locations.split_at(count);
             *locations = rest;
             taken
         };
         match version {
-            RestoredVersion::Created(_) => {}
+            RestoredVersion::Created(_) => return Err(misplaced()),
             RestoredVersion::Events { inserted_at_ms, messages } => {
                 self.at_ms = *inserted_at_ms;
                 effects.sealed_events.extend(self.append_messages(messages, take(messages.len())));
@@ -309,7 +305,8 @@ impl ChangeTo<'_> {
             }
             RestoredVersion::Compaction { from_seq, to_seq, inserted_at_ms, replacement } => {
                 self.at_ms = *inserted_at_ms;
-                let range = (*from_seq, *to_seq);
+                let range = CompactRange { from: Some(*from_seq), to: Some(*to_seq) };
+                let range = self.compactable(range, replacement)?;
                 let sealed = self.summarise(range, replacement, take(replacement.len()));
                 effects.sealed_changes.extend(sealed);
             }
@@ -318,13 +315,17 @@ impl ChangeTo<'_> {
                 effects.sealed_changes.extend(self.record(ChangeKind::Tombstoned));
             }
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{Strategy, prop_oneof, proptest};
+
     use super::super::testing::{Harness, append, put, text};
-    use super::super::{Action, CompactRange};
+    use super::super::{Action, MAX_SUMMARIES};
     use super::*;
 
     fn original() -> Harness {
@@ -439,5 +440,96 @@ mod tests {
             keys: None,
             end: None,
         })));
+    }
+
+    /// A conversation restored by one piece of these versions, and the answer.
+    fn restored_by(versions: Vec<RestoredVersion>, metadata: &'static str) -> Reply {
+        let created = RestoredVersion::Created(Arc::default());
+        let versions = std::iter::once(created).chain(versions).collect();
+        let end = RestoreEnd { metadata: Bytes::from_static(metadata.as_bytes()), updated_at_ms: 1 };
+        Harness::new().apply(Action::Restore(Restore { after: None, versions, keys: None, end: Some(end) }))
+    }
+
+    fn events(count: usize) -> RestoredVersion {
+        RestoredVersion::Events { inserted_at_ms: 1, messages: vec![text(1); count] }
+    }
+
+    fn compaction(from_seq: u64, to_seq: u64) -> RestoredVersion {
+        RestoredVersion::Compaction { from_seq, to_seq, inserted_at_ms: 1, replacement: vec![text(1)] }
+    }
+
+    #[test]
+    fn a_summary_that_cuts_another_is_refused() {
+        let cut = restored_by(vec![events(20), compaction(1, 10), compaction(5, 15)], "{}");
+        let Reply::Refused(Refusal::InvalidRange { covering, .. }) = cut else { panic!("{cut:?}") };
+        assert_eq!(covering, Some((1, 10)));
+        let around = restored_by(vec![events(20), compaction(5, 10), compaction(5, 15)], "{}");
+        assert_eq!(around, Reply::Restored { version: 22 });
+    }
+
+    #[test]
+    fn no_more_summaries_are_restored_than_a_conversation_may_have() {
+        let with = |summaries: usize| {
+            let single = (1..=summaries as u64).map(|seq| compaction(seq, seq));
+            restored_by(std::iter::once(events(summaries)).chain(single).collect(), "{}")
+        };
+        assert_eq!(with(MAX_SUMMARIES), Reply::Restored { version: 2 * MAX_SUMMARIES as u64 });
+        assert_eq!(with(MAX_SUMMARIES + 1), Reply::Refused(Refusal::TooManySummaries));
+    }
+
+    #[test]
+    fn restored_metadata_is_an_object() {
+        for metadata in ["", "[]", "{"] {
+            let reply = restored_by(Vec::new(), metadata);
+            assert!(matches!(reply, Reply::Refused(Refusal::InvalidMetadata { .. })), "{metadata:?}");
+        }
+    }
+
+    fn version() -> impl Strategy<Value = RestoredVersion> {
+        prop_oneof![
+            2 => (1..90usize).prop_map(events),
+            3 => (0..150u64, 0..60u64).prop_map(|(from, length)| compaction(from, from + length)),
+        ]
+    }
+
+    /// What a client would send.
+    fn command(version: &RestoredVersion) -> Action {
+        match version {
+            RestoredVersion::Events { messages, .. } => append(messages.clone()),
+            RestoredVersion::Compaction { from_seq, to_seq, replacement, .. } => Action::Compact {
+                range: CompactRange { from: Some(*from_seq), to: Some(*to_seq) },
+                replacement: replacement.clone(),
+                if_version: None,
+            },
+            other => unreachable!("{other:?} is not generated"),
+        }
+    }
+
+    proptest! {
+        /// Also that records decode again, and that a refusal changes nothing: the harness looks at both.
+        #[test]
+        fn a_restore_takes_what_clients_could_have_written(pieces in vec(vec(version(), 1..5), 1..12)) {
+            let (mut client, mut restored) = (Harness::new(), Harness::new());
+            client.apply(put());
+            let created = vec![RestoredVersion::Created(Arc::default())];
+            restored.apply(Action::Restore(Restore { after: None, versions: created, keys: None, end: None }));
+            for versions in pieces {
+                let replies: Vec<Reply> =
+                    versions.iter().map(|version| client.apply(command(version))).collect();
+                let after = Some(restored.current().version());
+                let piece = Restore { after, versions, keys: None, end: None };
+                let reply = restored.apply(Action::Restore(piece));
+                if let Some(refused) = replies.iter().find(|reply| matches!(reply, Reply::Refused(_))) {
+                    assert_eq!(&reply, refused);
+                    break;
+                }
+                let ranges = |harness: &Harness| -> Vec<_> {
+                    let summaries = harness.current().summaries().iter();
+                    summaries.map(|summary| (summary.from_seq, summary.to_seq)).collect()
+                };
+                assert_eq!(reply, Reply::Restored { version: client.current().version() });
+                assert_eq!(ranges(&restored), ranges(&client));
+            }
+        }
     }
 }
