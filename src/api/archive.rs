@@ -4,7 +4,7 @@
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde_json::json;
 
 use super::Scope;
@@ -12,9 +12,6 @@ use super::error::ApiError;
 use super::wire::query::Query;
 use crate::conversation::{Action, Command, ConversationId, FrameLocation, Reply};
 use crate::shards::Cursor;
-
-/// Largest piece of a conversation that is restored at once.
-const PIECE_BYTES_MAX: usize = 16 << 20;
 
 /// `?id=&first=&limit=`: digests of a conversation's versions.
 pub(super) async fn digests(
@@ -51,10 +48,13 @@ fn id(params: &Query) -> Result<ConversationId, ApiError> {
 }
 
 /// Takes an encoded command that restores a piece of a conversation, and nothing else.
-pub(super) async fn restore(State(scope): State<Scope>, body: Body) -> Result<Response, ApiError> {
-    let body = axum::body::to_bytes(body, PIECE_BYTES_MAX).await;
-    let body = body.map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
-    let (command, _) = Command::decode(body, FrameLocation::default())
+pub(super) async fn restore(
+    State(scope): State<Scope>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let received = scope.receive_piece(&headers, body).await?;
+    let (command, _) = Command::decode(received.bytes.clone(), FrameLocation::default())
         .map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
     let Action::Restore(_) = &command.action else {
         return Err(ApiError::InvalidRequest("the command restores nothing".into()));

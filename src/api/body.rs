@@ -50,6 +50,16 @@ impl Bodies {
         limit_bytes: usize,
     ) -> Result<Received, ApiError> {
         require_json(headers)?;
+        self.receive_any(headers, body, limit_bytes).await
+    }
+
+    /// As [`Bodies::receive`], of any media type.
+    pub(crate) async fn receive_any(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        limit_bytes: usize,
+    ) -> Result<Received, ApiError> {
         let too_large = ApiError::TooLarge { what: "The request body".into(), limit_bytes };
         if content_length(headers).is_some_and(|length| length > limit_bytes as u64) {
             if !headers.contains_key(header::EXPECT) {

@@ -89,6 +89,11 @@ impl Scope {
     pub(crate) async fn receive_batch(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
         self.app.bodies.receive(headers, body, self.app.limits.batch_bytes).await
     }
+
+    /// Receives a piece of a conversation that is restored, in whatever media type.
+    pub(crate) async fn receive_piece(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
+        self.app.bodies.receive_any(headers, body, self.app.limits.piece_bytes).await
+    }
 }
 
 /// The right to one of the node's streams; exports and long polls take one too, since they last as long.

@@ -17,6 +17,9 @@ use prometheus::IntGauge;
 use super::watchdog::Patience;
 use crate::config::Config;
 
+/// Largest piece of a conversation that is restored at once.
+const PIECE_BYTES_MAX: usize = 16 << 20;
+
 /// The limits of a node, from its settings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -24,6 +27,8 @@ pub(crate) struct Limits {
     pub body_bytes: usize,
     /// Largest body that carries a batch or a replacement.
     pub batch_bytes: usize,
+    /// Largest encoded piece of a conversation that is restored.
+    pub piece_bytes: usize,
     pub streams: usize,
     pub connections: usize,
     pub connections_per_address: usize,
@@ -42,6 +47,7 @@ impl Limits {
         Limits {
             body_bytes: bytes(config.body_max_bytes),
             batch_bytes: bytes(config.batch_body_max_bytes),
+            piece_bytes: PIECE_BYTES_MAX,
             streams: config.stream_max_connections,
             connections: config.max_connections,
             connections_per_address: config.max_connections_per_address,

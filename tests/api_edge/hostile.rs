@@ -187,6 +187,9 @@ async fn slow_heads_bodies_and_idle_starts_are_cut_off() {
         b"POST /v1/conversations/a/events HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"event\"";
     let answer = exchange(address, body).await;
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
+    let body = b"POST /internal/restore HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n\x01";
+    let answer = exchange(address, body).await;
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
     // A head that drips, and so is never idle.
     let mut dripping = TcpStream::connect(address).await.unwrap();
     let started = Instant::now();
