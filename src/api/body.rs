@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
 
-/// Bytes of request bodies a node holds at once.
-pub(crate) const BODIES_BYTES_MAX: usize = 256 << 20;
+/// Bytes of request bodies a node holds at once; more, where a single one may be larger.
+const BODIES_BYTES_MAX: usize = 256 << 20;
 /// Pause after which a body is given up.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// What is read of a refused body, and for how long, so that its sender gets to see the refusal.
@@ -38,8 +38,9 @@ pub(crate) struct Bodies {
 }
 
 impl Bodies {
-    pub(crate) fn new(time_max: Duration) -> Bodies {
-        Bodies { allowance: Arc::new(Semaphore::new(BODIES_BYTES_MAX)), time_max }
+    /// `largest_bytes` is the largest limit that bodies are received with: one alone always finds room.
+    pub(crate) fn new(time_max: Duration, largest_bytes: usize) -> Bodies {
+        Bodies { allowance: Arc::new(Semaphore::new(BODIES_BYTES_MAX.max(largest_bytes))), time_max }
     }
 
     /// Receives a JSON body of at most `limit_bytes`.
@@ -185,7 +186,7 @@ mod tests {
     }
 
     fn bodies() -> Bodies {
-        Bodies::new(Duration::from_secs(30))
+        Bodies::new(Duration::from_secs(30), 0)
     }
 
     async fn received(body: Body, limit_bytes: usize) -> Result<Bytes, ApiError> {
@@ -210,6 +211,20 @@ mod tests {
         assert!(matches!(refused, Some(ApiError::Unavailable(_))));
         drop(body);
         assert_eq!(bodies.allowance.available_permits(), 4);
+    }
+
+    #[tokio::test]
+    async fn the_largest_body_finds_room() {
+        let largest = BODIES_BYTES_MAX + 1;
+        let bodies = Bodies::new(Duration::from_secs(30), largest);
+        let mut receiver = Receiver {
+            body: Body::empty(),
+            limit_bytes: largest,
+            allowance: &bodies.allowance,
+            memory: None,
+            last: Instant::now(),
+        };
+        assert_eq!(receiver.account(largest), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]

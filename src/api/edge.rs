@@ -136,7 +136,7 @@ impl App {
             scales: Scales::new(estimator, metrics.clone()),
             metrics,
             closing: CancellationToken::new(),
-            bodies: Bodies::new(config.body_timeout),
+            bodies: Bodies::new(config.body_timeout, limits.piece_bytes),
             streams: Arc::new(Semaphore::new(limits.streams)),
             streams_open: TaskTracker::new(),
             limits,

@@ -17,8 +17,10 @@ use prometheus::IntGauge;
 use super::watchdog::Patience;
 use crate::config::Config;
 
-/// Largest piece of a conversation that is restored at once.
-const PIECE_BYTES_MAX: usize = 16 << 20;
+/// Where batches are small, pieces may be this large all the same; peers take 8 MiB beyond two batches.
+const PIECE_BYTES: u64 = 8 << 20;
+/// What the journal and the calls to peers put around a piece, with room to spare.
+const PIECE_ENVELOPE_BYTES: u64 = 64 << 10;
 
 /// The limits of a node, from its settings.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +49,7 @@ impl Limits {
         Limits {
             body_bytes: bytes(config.body_max_bytes),
             batch_bytes: bytes(config.batch_body_max_bytes),
-            piece_bytes: PIECE_BYTES_MAX,
+            piece_bytes: bytes(piece_bytes(config)),
             streams: config.stream_max_connections,
             connections: config.max_connections,
             connections_per_address: config.max_connections_per_address,
@@ -57,6 +59,13 @@ impl Limits {
             finish: config.shutdown_timeout * 2 / 3,
         }
     }
+}
+
+/// A piece is a few versions or a single one: at most a summary, which came as a batch and with what was reckoned of its
+/// parts takes less than two. As one frame of the journal it must fit into a segment, which holds two batches.
+fn piece_bytes(config: &Config) -> u64 {
+    let largest = PIECE_BYTES.max(config.batch_body_max_bytes.saturating_mul(2));
+    largest.min(config.segment_bytes).saturating_sub(PIECE_ENVELOPE_BYTES)
 }
 
 /// A rate with a burst, as one atomic word: the generic cell rate algorithm (ITU-T I.371), lock free.
@@ -171,6 +180,21 @@ mod tests {
     use crate::metrics::Metrics;
 
     const SECOND_NS: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_piece_may_be_as_large_as_what_is_stored_but_no_larger_than_a_segment() {
+        let piece_bytes = |batch: u64, segment: u64| {
+            let mut config = Config::for_test("unused");
+            (config.batch_body_max_bytes, config.segment_bytes) = (batch, segment);
+            Limits::of(&config).piece_bytes as u64
+        };
+        for (batch, segment) in [(8 << 20, 64 << 20), (512 << 10, 1 << 20), (256 << 20, 512 << 20)] {
+            let piece = piece_bytes(batch, segment);
+            assert!(piece >= batch + batch / 2 && piece < segment, "{batch} of {segment}: {piece}");
+        }
+        let usual = piece_bytes(1 << 10, 64 << 20);
+        assert!(usual > 4 << 20 && usual < 8 << 20, "{usual}");
+    }
 
     #[test]
     fn a_burst_passes_then_the_pace_holds() {

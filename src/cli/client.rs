@@ -26,8 +26,9 @@ use crate::tls::Dialler;
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for each address of the node.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Largest answer, and longest line of one: a node bounds what it gives at once well below.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Largest answer, and longest line of one: a node bounds what it gives at once below, and the largest is a summary
+/// for a backup, of as many bytes as a batch may be set to have (256 MiB).
+const ANSWER_BYTES_MAX: usize = 512 << 20;
 /// How often a node that cannot answer just now is asked again, and how long apart.
 pub(super) const ATTEMPTS_MAX: usize = 30;
 pub(super) const ATTEMPTS_APART: Duration = Duration::from_secs(1);

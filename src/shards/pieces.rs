@@ -5,11 +5,17 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{StoredKind, StoredMessage, StoredVersion};
 use crate::conversation::{
-    NewMessage, PartMeta, Restore, RestoreEnd, RestoredKeys, RestoredVersion, RoleKind, inspect_part,
+    NewMessage, PartMeta, Restore, RestoreEnd, RestoredKeys, RestoredVersion, RoleKind, Settings,
+    inspect_part,
 };
 
-/// Bytes of bodies in one piece, about.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes of one piece, about, unless a single version is larger. Encoded, with keys and metadata, it must fit into the
+/// smallest segment of a journal (1 MiB) that a cluster may have which is made of it.
+const PIECE_BYTES: usize = 256 << 10;
+/// What a message or another version takes besides its JSON.
+const VERSION_BYTES: usize = 32;
+/// What counting the tokens of a part adds to it.
+const PART_BYTES: usize = 24;
 
 /// Some versions as what restores them.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,24 +93,41 @@ pub fn digest_of_digests(digests: impl IntoIterator<Item = u128>) -> u128 {
     hasher.digest128()
 }
 
-/// The version as a command writes it, and the bytes of its bodies.
+/// The version as a command writes it, and about the bytes it takes.
 fn restored(kind: StoredKind) -> Result<(RestoredVersion, usize), String> {
     Ok(match kind {
-        StoredKind::Created(settings) => (RestoredVersion::Created(settings), 0),
-        StoredKind::Settings(settings) => (RestoredVersion::Settings(settings), 0),
-        StoredKind::Metadata => (RestoredVersion::Metadata, 0),
-        StoredKind::Tombstoned => (RestoredVersion::Tombstoned, 0),
+        StoredKind::Created(settings) => {
+            let bytes = settings_bytes(&settings);
+            (RestoredVersion::Created(settings), bytes)
+        }
+        StoredKind::Settings(settings) => {
+            let bytes = settings_bytes(&settings);
+            (RestoredVersion::Settings(settings), bytes)
+        }
+        StoredKind::Metadata => (RestoredVersion::Metadata, VERSION_BYTES),
+        StoredKind::Tombstoned => (RestoredVersion::Tombstoned, VERSION_BYTES),
         StoredKind::Event { message, .. } => {
-            let (inserted_at_ms, bytes) = (message.inserted_at_ms, message.body.len());
-            (RestoredVersion::Events { inserted_at_ms, messages: vec![new_message(message)?] }, bytes)
+            let inserted_at_ms = message.inserted_at_ms;
+            let messages = vec![new_message(message)?];
+            let bytes = messages_bytes(&messages);
+            (RestoredVersion::Events { inserted_at_ms, messages }, bytes)
         }
         StoredKind::Compaction { from_seq, to_seq, replacement } => {
             let inserted_at_ms = replacement.first().map_or(0, |message| message.inserted_at_ms);
-            let bytes = replacement.iter().map(|message| message.body.len()).sum();
-            let replacement = replacement.into_iter().map(new_message).collect::<Result<_, _>>()?;
+            let replacement = replacement.into_iter().map(new_message).collect::<Result<Vec<_>, _>>()?;
+            let bytes = VERSION_BYTES + messages_bytes(&replacement);
             (RestoredVersion::Compaction { from_seq, to_seq, inserted_at_ms, replacement }, bytes)
         }
     })
+}
+
+fn settings_bytes(settings: &Settings) -> usize {
+    VERSION_BYTES + settings.policy.json().len()
+}
+
+fn messages_bytes(messages: &[NewMessage]) -> usize {
+    let bytes = |message: &NewMessage| VERSION_BYTES + message.body.len() + message.parts.len() * PART_BYTES;
+    messages.iter().map(bytes).sum()
 }
 
 #[derive(serde::Deserialize)]
@@ -141,6 +164,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::conversation::{Action, Command, ConversationId, MAX_POLICY_BYTES, Policy};
 
     fn event(version: u64, at: u64, len: usize) -> StoredVersion {
         let body = format!(
@@ -174,6 +198,39 @@ mod tests {
         assert_eq!(done[0].restore.end, None);
         let created = StoredVersion { version: 0, kind: StoredKind::Created(Arc::default()) }.digest();
         assert_eq!(done[0].digest, digest_of_digests([created].into_iter().chain(digests)));
+    }
+
+    /// Whatever versions are made of: small messages of many parts, and long policies.
+    #[test]
+    fn pieces_fit_into_the_smallest_segment() {
+        let policy = format!(r#"{{"strategy":"manual"{}}}"#, " ".repeat(MAX_POLICY_BYTES - 40));
+        let policy = Policy::parse(policy.into()).unwrap();
+        let settings = Arc::new(Settings { policy, ..Settings::default() });
+        let part = r#"{"type":"a"}"#;
+        let parts = vec![part; 1_000];
+        let body = format!(r#""role":"user","parts":[{}],"metadata":{{}}"#, parts.join(","));
+        let message = StoredMessage {
+            body: body.into(),
+            token_count: u32::MAX,
+            inserted_at_ms: 7,
+            part_tokens: Some(vec![(u32::MAX, u32::MAX); parts.len()]),
+        };
+        let mut pieces = Pieces::new(0);
+        pieces.add(StoredVersion { version: 0, kind: StoredKind::Created(settings.clone()) }).unwrap();
+        for version in 1..=400 {
+            let kind = match version % 2 {
+                0 => StoredKind::Settings(settings.clone()),
+                _ => StoredKind::Event { seq: version / 2 + 1, message: message.clone() },
+            };
+            pieces.add(StoredVersion { version, kind }).unwrap();
+        }
+        let done = pieces.finish(None, None);
+        assert!(done.len() > 10);
+        for piece in done {
+            let id = ConversationId::parse("a").unwrap();
+            let encoded = Command { id, now_ms: 7, action: Action::Restore(piece.restore) }.encode();
+            assert!(encoded.len() < 2 * PIECE_BYTES, "{}", encoded.len());
+        }
     }
 
     #[test]

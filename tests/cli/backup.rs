@@ -151,6 +151,36 @@ async fn a_cluster_made_of_a_backup_is_the_same() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_settings_let_become_large_is_restored() {
+    const LARGE: usize = 17 << 20;
+    let dirs = [(); 3].map(|()| test_dir());
+    let large = |dir| {
+        let node = small_node(dir).with_env("FASTPACA_BODY_MAX_BYTES", "18MiB");
+        let node = node.with_env("FASTPACA_BATCH_BODY_MAX_BYTES", "18MiB");
+        node.with_env("FASTPACA_SEGMENT_BYTES", "64MiB").start().unwrap()
+    };
+    let [old, new] = [0, 1].map(|at| large(&dirs[at]));
+    let client = Client::of(&old);
+    client.create("large").await;
+    let large = |letter: &str| json!({"role": "user", "content": letter.repeat(LARGE), "token_count": 1});
+    client.post("/v1/conversations/large/events", &json!({"event": large("a")})).await.expect(201);
+    client.append("large", "small").await.expect(201);
+    let summary = json!({"from_seq": 1, "to_seq": 1, "replacement": [large("b")]});
+    client.post("/v1/conversations/large/compact", &summary).await.expect(200);
+
+    let path = dirs[0].path().join("backup");
+    succeeds(&mut back_up(&old, &path));
+    succeeds(&mut restore(&new, &path));
+    is_the_same("large", &old, &new).await;
+    // What no segment there could hold is refused before it does harm.
+    let small = small_node(&dirs[2]).start().unwrap();
+    assert!(
+        fails(&mut restore(&small, &path), 1).contains("large: The request body is larger than 983040 bytes")
+    );
+    Client::of(&small).append("large", "goes on").await.expect(201);
+}
+
 /// Appends with keys to every one of `ids` in turn, and compacts now and then, until it is told to stop.
 async fn load(client: Client, ids: Vec<String>, stop: Arc<AtomicBool>) {
     for n in 0.. {

@@ -21,7 +21,7 @@ use crate::shards::{Excerpt, RestoringCommand, digest_of_digests};
 
 /// Conversations restored at once: what waits for one disk shares its flushes.
 const WORKERS: usize = 16;
-/// Commands that wait for a worker; each is about a MiB at most.
+/// Commands that wait for a worker; each is far below a MiB, unless it is a single message or summary that is larger.
 const WAITING: usize = 2;
 
 /// Something to write, to a conversation.
