@@ -284,7 +284,7 @@ impl Inner {
                 retry_after_ms,
             });
         }
-        if is_waiting(uri) {
+        if is_waiting(request.method(), uri) {
             return Ok((gauge, None));
         }
         match self.in_flight.try_acquire() {
@@ -352,9 +352,11 @@ impl Drop for Counted<'_> {
 }
 
 /// Requests that are meant to last are capped as streams, not as requests at work.
-fn is_waiting(uri: &Uri) -> bool {
+fn is_waiting(method: &Method, uri: &Uri) -> bool {
+    let Some((dialect, _, route)) = conversation_route(uri.path()) else { return false };
     let waits = |query: &str| form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "wait");
-    uri.path().ends_with("/stream") || uri.query().is_some_and(|query| query.contains("wait") && waits(query))
+    let is_poll = || route == dialect.events() && uri.query().is_some_and(waits);
+    method == Method::GET && (route == "stream" || is_poll())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -364,9 +366,15 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// The conversation a path is about, as it was sent: percent-encoded, and perhaps no valid id.
 fn conversation_in(path: &str) -> Option<&str> {
-    let mut segments = path.strip_prefix("/v1/")?.split('/');
-    let resources = segments.next()?;
-    Dialect::ALL.iter().any(|dialect| dialect.resources() == resources).then(|| segments.next()).flatten()
+    conversation_route(path).map(|(_, id, _)| id)
+}
+
+/// A path below a collection: its dialect, the conversation as it was sent, and what follows that.
+fn conversation_route(path: &str) -> Option<(Dialect, &str, &str)> {
+    let (resources, rest) = path.strip_prefix("/v1/")?.split_once('/')?;
+    let dialect = Dialect::ALL.into_iter().find(|dialect| dialect.resources() == resources)?;
+    let (id, route) = rest.split_once('/').unwrap_or((rest, ""));
+    Some((dialect, id, route))
 }
 
 /// Logs what an operator should know; what is the client's doing is in the access log alone.
@@ -435,10 +443,28 @@ mod tests {
 
     #[test]
     fn lasting_requests_are_told_apart() {
-        let waiting = |uri: &'static str| is_waiting(&Uri::from_static(uri));
-        assert!(waiting("/v1/conversations/a/stream?cursor=1"));
-        assert!(waiting("/v1/conversations/a/events?cursor=1&wait=5"));
-        assert!(!waiting("/v1/conversations/a/events?cursor=1&await=5"));
-        assert!(!waiting("/v1/conversations/stream/events"));
+        let waiting = |uri: &'static str| is_waiting(&Method::GET, &Uri::from_static(uri));
+        for path in [
+            "/v1/conversations/a/stream?cursor=1",
+            "/v1/contexts/stream/stream",
+            "/v1/conversations/a/events?cursor=1&wait=5",
+            "/v1/contexts/a/messages?wait=5",
+        ] {
+            assert!(waiting(path), "{path}");
+        }
+        for path in [
+            "/v1/conversations/a/events?cursor=1&await=5",
+            "/v1/conversations/a/window?wait=1",
+            "/v1/conversations/a/messages?wait=1",
+            "/v1/conversations?wait=1",
+            "/v1/conversations/stream",
+            "/v1/conversations/stream/events",
+            "/v1/conversations/a/events/stream",
+            "/v1/cluster/stream",
+        ] {
+            assert!(!waiting(path), "{path}");
+        }
+        let append = Uri::from_static("/v1/conversations/a/events?wait=1");
+        assert!(!is_waiting(&Method::POST, &append));
     }
 }
