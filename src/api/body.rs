@@ -24,10 +24,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const DISCARD_BYTES_MAX: usize = 256 << 20;
 const DISCARD_MAX: Duration = Duration::from_secs(5);
 
-/// A received body; the memory it takes is given back when this is dropped.
+/// A received body; the memory it takes is given back when this and its clones are dropped.
+#[derive(Clone)]
 pub(crate) struct Received {
     pub bytes: Bytes,
-    _memory: Option<OwnedSemaphorePermit>,
+    _memory: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What all request bodies of a node share.
@@ -89,7 +90,7 @@ impl Receiver<'_> {
         };
         let mut second = self.next().await?;
         if second.is_none() && first.len() <= self.limit_bytes {
-            return Ok(Received { bytes: first, _memory: self.memory });
+            return Ok(Received { bytes: first, _memory: self.memory.map(Arc::new) });
         }
         let mut whole = BytesMut::from(first);
         while let Some(data) = second {
@@ -99,7 +100,7 @@ impl Receiver<'_> {
             whole.extend_from_slice(&data);
             second = self.next().await?;
             if second.is_none() {
-                return Ok(Received { bytes: whole.freeze(), _memory: self.memory });
+                return Ok(Received { bytes: whole.freeze(), _memory: self.memory.map(Arc::new) });
             }
         }
         self.memory = None;
@@ -170,6 +171,13 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
             Err(ApiError::UnsupportedMediaType("Content-Encoding of a request is not supported"))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+impl Received {
+    pub(crate) fn for_test(bytes: Bytes, memory: OwnedSemaphorePermit) -> Received {
+        Received { bytes, _memory: Some(Arc::new(memory)) }
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) async fn append(
         let body_bytes: usize = messages.iter().map(|message| message.body.len()).sum();
         Ok((Action::Append { messages, idempotency, if_version }, is_batch, body_bytes as u64))
     };
-    let (action, is_batch, bytes) = scope.app.scales.read(&received.bytes, read).await?;
+    let (action, is_batch, bytes) = scope.app.scales.read(&received, read).await?;
     let started = Instant::now();
     let reply = scope.app.shards.propose(&id, action).await?;
     let Reply::Appended { first_seq, last_seq, version, token_counts, deduped } = reply else {

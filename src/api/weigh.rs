@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::body::Received;
 use super::error::ApiError;
 use super::wire::request::Message;
 use crate::conversation::{NewMessage, PartMeta, RoleKind};
@@ -49,19 +49,24 @@ impl Scales {
 
     /// Reads a body with `read`, which counts with the counter it is given. Borrowed values cannot move to another
     /// thread, so a body that takes long to count is parsed a second time there.
-    pub(crate) async fn read<T, F>(&self, bytes: &Bytes, read: F) -> Result<T, ApiError>
+    pub(crate) async fn read<T, F>(&self, body: &Received, read: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: Fn(&[u8], &Counter<'_>) -> Result<T, Unread> + Send + 'static,
     {
-        match read(bytes, &self.counter(false)) {
+        match read(&body.bytes, &self.counter(false)) {
             Ok(value) => return Ok(value),
             Err(Unread::Refused(error)) => return Err(error),
             Err(Unread::TooLong) => {}
         }
-        let _thread = self.threads.acquire().await.map_err(|_| ApiError::Draining)?;
-        let (scales, bytes) = (self.clone(), bytes.clone());
-        let task = tokio::task::spawn_blocking(move || read(&bytes, &scales.counter(true)));
+        let thread = self.threads.clone().acquire_owned().await.map_err(|_| ApiError::Draining)?;
+        let (scales, body) = (self.clone(), body.clone());
+        // It goes on when the client has gone, and so keeps its place and what accounts for the body.
+        let task = tokio::task::spawn_blocking(move || {
+            // By name: a closure takes only the fields that it uses.
+            let (_thread, body) = (thread, body);
+            read(&body.bytes, &scales.counter(true))
+        });
         match task.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(Unread::Refused(error))) => Err(error),
@@ -100,5 +105,45 @@ impl Counter<'_> {
             tool: part.facts.tool,
         });
         NewMessage { body, token_count: measured.total, role, parts: parts.collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn counting_that_nobody_waits_for_keeps_its_place_and_its_body_to_the_end() {
+        let estimator = Estimator::new(&"chars:4".parse().expect("a name")).expect("it loads");
+        let scales = Scales::new(estimator, Metrics::new());
+        let (places, memory) = (scales.threads.available_permits(), Arc::new(Semaphore::new(1)));
+        let permit = memory.clone().try_acquire_owned().expect("there is one");
+        let body = Received::for_test(Bytes::from_static(b"long"), permit);
+        let (begun, mut began) = tokio::sync::mpsc::unbounded_channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let ended = std::sync::Mutex::new(ended);
+        let count = move |_: &[u8], counter: &Counter<'_>| {
+            if !counter.may_block {
+                return Err(Unread::TooLong);
+            }
+            begun.send(()).expect("waited for");
+            ended.lock().expect("one thread").recv().expect("told to end");
+            Ok(())
+        };
+        let request = {
+            let scales = scales.clone();
+            tokio::spawn(async move { scales.read(&body, count).await.is_ok() })
+        };
+        began.recv().await.expect("begun");
+        request.abort();
+        assert!(request.await.expect_err("aborted").is_cancelled());
+        assert_eq!((scales.threads.available_permits(), memory.available_permits()), (places - 1, 0));
+        end.send(()).expect("waited for");
+        let _place = scales.threads.acquire_many(places as u32).await.expect("given back");
+        let _memory = memory.acquire().await.expect("given back");
     }
 }

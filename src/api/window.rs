@@ -103,7 +103,7 @@ pub(super) async fn compact(
         let Compact { range, replacement, if_version } = Compact::parse(bytes, one_bytes_max)?;
         Ok(Action::Compact { range, replacement: counter.weigh(replacement)?, if_version })
     };
-    let action = scope.app.scales.read(&received.bytes, read).await?;
+    let action = scope.app.scales.read(&received, read).await?;
     match scope.app.shards.propose(&id, action).await? {
         Reply::Compacted { version } => {
             scope.app.metrics.compaction_requests_total.inc();

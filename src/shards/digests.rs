@@ -22,10 +22,14 @@ impl Shards {
     /// # Errors
     /// While the node is recovering, and when its files cannot be read.
     pub async fn digests(&self) -> Result<Vec<ReplicaDigest>, ReadError> {
-        let _turn = self.0.digesting.lock().await;
+        let turn = self.0.digesting.clone().lock_owned().await;
         let hosted = self.attached()?.local.hosted();
-        let made = tokio::task::spawn_blocking(move || digest_all(&hosted)).await;
-        let made = made.map_err(|error| ReadError::Internal(format!("digests: {error}")))?;
+        // It goes on when the caller has gone, and so keeps its turn.
+        let digesting = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            digest_all(&hosted)
+        });
+        let made = digesting.await.map_err(|error| ReadError::Internal(format!("digests: {error}")))?;
         made.map_err(|error| ReadError::Internal(error.to_string()))
     }
 }

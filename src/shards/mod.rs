@@ -88,7 +88,7 @@ struct Inner {
     /// The replicas here move to other nodes; everything is served on.
     moving_out: AtomicBool,
     /// Held while digests are made: they read everything.
-    digesting: tokio::sync::Mutex<()>,
+    digesting: Arc<tokio::sync::Mutex<()>>,
     /// The process is ending: what has arrived is still served.
     leaving: AtomicBool,
     was_ready: AtomicBool,
@@ -109,7 +109,7 @@ impl Shards {
             request_timeout,
             refuses_writes: AtomicBool::new(false),
             moving_out: AtomicBool::new(false),
-            digesting: tokio::sync::Mutex::default(),
+            digesting: Arc::default(),
             leaving: AtomicBool::new(false),
             was_ready: AtomicBool::new(false),
             lacking_share: OnceLock::new(),
