@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::api::{self, App, PeerDoor, PeerIo};
+use crate::api::{self, App, PeerDoor, PeerIo, Unproven};
 use crate::archive::{Archive, ArchiveSettings, ClusterView};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
@@ -325,9 +325,14 @@ fn cluster_settings(config: &Config, node_id: u128, address: SocketAddr) -> Clus
 struct Door(Peers);
 
 impl PeerDoor for Door {
-    fn enter(&self, io: PeerIo, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    fn enter(
+        &self,
+        io: PeerIo,
+        from: SocketAddr,
+        unproven: Unproven,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let peers = self.0.clone();
-        Box::pin(async move { peers.accept(io, from).await })
+        Box::pin(async move { peers.accept_held(io, from, unproven).await })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where connections of other nodes leave HTTP: checks the upgrade, answers it, and hands the connection on.
 //!
 //! Who is inside, and what is spoken there, the edge does not know; it only bounds how many get in. They prove who they
-//! are by a handshake of their own, so no API key is asked for. Not part of the API document.
+//! are by a handshake of their own, so no API key is asked for; until then anybody may be there, and a connection counts
+//! among those of clients, too. Not part of the API document.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -19,25 +20,44 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
+use super::limits::{ConnectionCaps, ConnectionPermit};
 
 /// The path of the upgrade. It belongs to the protocol between nodes.
 pub const PEER_PATH: &str = "/internal/peer/v1";
 
-/// Connections of other nodes at once: three for each of them, and room for as many that still prove who they are.
+/// Connections of other nodes at once: three for each of them, and room for those that have yet to prove who they are.
 const CONNECTIONS_MAX: usize = 512;
+/// Connections that have yet to prove it: the rest is left to nodes.
+const UNPROVEN_MAX: usize = 256;
+/// Those from one address, so that others get in whatever one does.
+const UNPROVEN_PER_ADDRESS_MAX: usize = UNPROVEN_MAX / 8;
 
 /// An upgraded connection, behind TLS if there is any.
 pub type PeerIo = TokioIo<Upgraded>;
 
 /// Runs connections of other nodes.
 pub trait PeerDoor: Send + Sync + 'static {
-    /// Runs one to its end. Dropping the future ends it.
-    fn enter(&self, io: PeerIo, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Runs one to its end. Dropping the future ends it. `unproven` is to be dropped once the other side has proven to be
+    /// a node.
+    fn enter(
+        &self,
+        io: PeerIo,
+        from: SocketAddr,
+        unproven: Unproven,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// What a connection takes up until the other side has proven to be a node.
+pub struct Unproven {
+    _here: ConnectionPermit,
+    /// Its place among all connections of the listener.
+    _connection: Arc<ConnectionPermit>,
 }
 
 pub(crate) struct Door {
     inside: OnceLock<Arc<dyn PeerDoor>>,
     slots: Arc<Semaphore>,
+    unproven: Arc<ConnectionCaps>,
     open: TaskTracker,
     closing: CancellationToken,
 }
@@ -47,6 +67,7 @@ impl Door {
         Door {
             inside: OnceLock::new(),
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            unproven: ConnectionCaps::new(UNPROVEN_MAX, UNPROVEN_PER_ADDRESS_MAX, None),
             open: TaskTracker::new(),
             closing: CancellationToken::new(),
         }
@@ -62,18 +83,21 @@ impl Door {
         &self,
         request: Request<B>,
         from: SocketAddr,
+        connection: Arc<ConnectionPermit>,
     ) -> Result<Response, ApiError> {
         let accept = accept_key(&request)
             .ok_or_else(|| ApiError::InvalidRequest("Not a websocket handshake over HTTP/1.1".into()))?;
         let closed = || ApiError::Unavailable("this node takes no connections of other nodes now".into());
         let inside = self.inside.get().filter(|_| !self.closing.is_cancelled()).ok_or_else(closed)?.clone();
+        let here = self.unproven.admit(from.ip()).ok_or_else(closed)?;
         let slot = self.slots.clone().try_acquire_owned().map_err(|_| closed())?;
+        let unproven = Unproven { _here: here, _connection: connection };
         let (upgrade, closing) = (hyper::upgrade::on(request), self.closing.clone());
         self.open.spawn(async move {
             let _slot = slot;
             let running = async {
                 if let Ok(upgraded) = upgrade.await {
-                    inside.enter(TokioIo::new(upgraded), from).await;
+                    inside.enter(TokioIo::new(upgraded), from, unproven).await;
                 }
             };
             tokio::select! {
@@ -153,13 +177,25 @@ mod tests {
     }
 
     /// Passes every connection on.
-    struct Inside(tokio::sync::mpsc::UnboundedSender<(PeerIo, SocketAddr)>);
+    struct Inside(tokio::sync::mpsc::UnboundedSender<(PeerIo, SocketAddr, Unproven)>);
 
     impl PeerDoor for Inside {
-        fn enter(&self, io: PeerIo, from: SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-            self.0.send((io, from)).expect("somebody waits for it");
+        fn enter(
+            &self,
+            io: PeerIo,
+            from: SocketAddr,
+            unproven: Unproven,
+        ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            self.0.send((io, from, unproven)).expect("somebody waits for it");
             Box::pin(std::future::pending())
         }
+    }
+
+    /// The place of one connection among all.
+    fn connection() -> (Arc<ConnectionCaps>, Arc<ConnectionPermit>) {
+        let caps = ConnectionCaps::new(1, 1, None);
+        let permit = caps.admit([127, 0, 0, 1].into()).expect("room");
+        (caps, Arc::new(permit))
     }
 
     /// One connection that is served by the door alone; the client's end.
@@ -169,7 +205,7 @@ mod tests {
         let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
         let ((stream, from), door) = (accepted.expect("accepted"), door.clone());
         let service = hyper::service::service_fn(move |request| {
-            let answer = door.answer(request, from);
+            let answer = door.answer(request, from, connection().1);
             let response = answer.unwrap_or_else(axum::response::IntoResponse::into_response);
             std::future::ready(Ok::<_, std::convert::Infallible>(response))
         });
@@ -195,7 +231,7 @@ mod tests {
         let client_address = stream.local_addr().expect("connected");
         let url = format!("ws://{address}{PEER_PATH}");
         let (client, _) = tokio_tungstenite::client_async(&url, stream).await.expect("upgraded");
-        let (mut io, from) = inside.recv().await.expect("entered");
+        let (mut io, from, _unproven) = inside.recv().await.expect("entered");
         assert_eq!(from, client_address);
         let mut stream = client.into_inner();
         stream.write_all(b"hi").await.expect("connected");
@@ -207,5 +243,43 @@ mod tests {
         let (stream, address) = served(&door).await;
         let url = format!("ws://{address}{PEER_PATH}");
         assert!(tokio_tungstenite::client_async(&url, stream).await.is_err(), "closed");
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_keep_others_out() {
+        let door = Door::new();
+        door.lead_to(Arc::new(Inside(tokio::sync::mpsc::unbounded_channel().0)));
+        let knock = |from: [u8; 4]| door.answer(request(|_| {}), (from, 1).into(), connection().1).is_ok();
+        let entered = (0..CONNECTIONS_MAX).filter(|_| knock([10, 0, 0, 1])).count();
+        assert_eq!(entered, UNPROVEN_PER_ADDRESS_MAX);
+        assert!(knock([10, 0, 0, 2]), "another address");
+    }
+
+    #[tokio::test]
+    async fn a_connection_counts_among_all_until_it_has_proven_itself() {
+        let door = Arc::new(Door::new());
+        let (entered, mut inside) = tokio::sync::mpsc::unbounded_channel();
+        door.lead_to(Arc::new(Inside(entered)));
+        let (caps, permit) = connection();
+        let permit = std::sync::Mutex::new(Some(permit));
+        let (client, server) = tokio::io::duplex(4 << 10);
+        let serving = door.clone();
+        let service = hyper::service::service_fn(move |request| {
+            let permit = permit.lock().expect("one thread").take().expect("one request");
+            let answer = serving.answer(request, ([127, 0, 0, 1], 1).into(), permit);
+            let response = answer.unwrap_or_else(axum::response::IntoResponse::into_response);
+            std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        });
+        let http = hyper::server::conn::http1::Builder::new();
+        let serving = http.serve_connection(TokioIo::new(server), service).with_upgrades();
+        let url = format!("ws://x{PEER_PATH}");
+        let (served, upgraded) = tokio::join!(serving, tokio_tungstenite::client_async(&url, client));
+        served.expect("upgraded");
+        let _client = upgraded.expect("upgraded");
+        let (_io, _, unproven) = inside.recv().await.expect("entered");
+        assert!(caps.admit([127, 0, 0, 1].into()).is_none(), "it has its place yet");
+        drop(unproven);
+        assert!(caps.admit([127, 0, 0, 1].into()).is_some());
+        assert_eq!(door.slots.available_permits(), CONNECTIONS_MAX - 1);
     }
 }

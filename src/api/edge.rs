@@ -150,7 +150,7 @@ impl App {
             connections: ConnectionCaps::new(
                 limits.connections,
                 limits.connections_per_address,
-                app.metrics.connections.clone(),
+                Some(app.metrics.connections.clone()),
             ),
             ids: RequestIds::new(),
             door: Door::new(),
@@ -215,10 +215,16 @@ impl App {
         self.0.door.lead_to(inside);
     }
 
-    /// Answers the upgrade of another node, which needs no API key and is no request at work.
-    pub(crate) fn enter<B: Send + 'static>(&self, request: http::Request<B>, peer: SocketAddr) -> Response {
+    /// Answers the upgrade of another node, which needs no API key and is no request at work. `connection` is kept until
+    /// the other side has proven to be a node.
+    pub(crate) fn enter<B: Send + 'static>(
+        &self,
+        request: http::Request<B>,
+        peer: SocketAddr,
+        connection: Arc<ConnectionPermit>,
+    ) -> Response {
         let request_id = self.0.ids.of(request.headers());
-        let answer = self.0.door.answer(request, peer);
+        let answer = self.0.door.answer(request, peer, connection);
         let mut response = answer.unwrap_or_else(IntoResponse::into_response);
         render(&mut response, Dialect::Conversations, &request_id);
         self.metrics().requests(response.status().as_u16());

@@ -110,7 +110,7 @@ pub(crate) struct ConnectionCaps {
     total_max: usize,
     per_address_max: usize,
     open: Mutex<Open>,
-    gauge: IntGauge,
+    gauge: Option<IntGauge>,
 }
 
 #[derive(Default)]
@@ -126,8 +126,12 @@ pub(crate) struct ConnectionPermit {
 }
 
 impl ConnectionCaps {
-    /// `gauge` shows how many are open.
-    pub(crate) fn new(total_max: usize, per_address_max: usize, gauge: IntGauge) -> Arc<ConnectionCaps> {
+    /// `gauge`, if there is one, shows how many are open.
+    pub(crate) fn new(
+        total_max: usize,
+        per_address_max: usize,
+        gauge: Option<IntGauge>,
+    ) -> Arc<ConnectionCaps> {
         Arc::new(ConnectionCaps { total_max, per_address_max, open: Mutex::default(), gauge })
     }
 
@@ -144,7 +148,7 @@ impl ConnectionCaps {
         }
         *here += 1;
         open.total += 1;
-        self.gauge.inc();
+        self.gauge.iter().for_each(IntGauge::inc);
         Some(ConnectionPermit { caps: self.clone(), address })
     }
 }
@@ -153,7 +157,7 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = self.caps.open.lock();
         open.total -= 1;
-        self.caps.gauge.dec();
+        self.caps.gauge.iter().for_each(IntGauge::dec);
         if let Entry::Occupied(mut here) = open.by_address.entry(self.address) {
             *here.get_mut() -= 1;
             if *here.get() == 0 {
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn connections_are_capped_in_all_and_per_address() {
-        let caps = ConnectionCaps::new(3, 2, Metrics::new().connections.clone());
+        let caps = ConnectionCaps::new(3, 2, None);
         let [a, b] = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])];
         let first = caps.admit(a).expect("room");
         let _second = caps.admit(a).expect("room");
@@ -223,9 +227,13 @@ mod tests {
 
     #[test]
     fn a_closed_address_leaves_nothing_behind() {
-        let caps = ConnectionCaps::new(10, 10, Metrics::new().connections.clone());
-        drop(caps.admit(IpAddr::from([10, 0, 0, 1])));
+        let gauge = Metrics::new().connections.clone();
+        let caps = ConnectionCaps::new(10, 10, Some(gauge.clone()));
+        let permit = caps.admit(IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(gauge.get(), 1);
+        drop(permit);
         assert!(caps.open.lock().by_address.is_empty());
+        assert_eq!(gauge.get(), 0);
     }
 
     #[test]

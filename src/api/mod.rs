@@ -38,7 +38,7 @@ use axum::routing::{MethodFilter, MethodRouter, get, on, post};
 use utoipa::openapi::path::Operation;
 
 use self::dialect::Dialect;
-pub use self::door::{PEER_PATH, PeerDoor, PeerIo};
+pub use self::door::{PEER_PATH, PeerDoor, PeerIo, Unproven};
 pub use self::edge::App;
 use self::edge::{AppState, Scope, StreamPermit};
 pub use self::serve::serve;

@@ -214,7 +214,8 @@ async fn answer(
 ) -> Result<Response, Infallible> {
     let running = activity.begin();
     if request.uri().path() == PEER_PATH {
-        let response = app.enter(request, peer);
+        // The upgraded connection outlives the connection's task, and counts as any other until it is a node's.
+        let response = app.enter(request, peer, permit);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             activity.set_upgraded();
         }

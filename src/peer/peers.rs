@@ -129,12 +129,20 @@ impl Peers {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.accept_held(io, from, ()).await;
+    }
+
+    /// As [`Peers::accept`]; drops `unproven` once the other side has proven who it is, or the connection ends.
+    pub async fn accept_held<IO>(&self, io: IO, from: SocketAddr, unproven: impl Send + 'static)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = self.0.clone();
         let running = self.0.runtime.spawn(async move {
             tokio::select! {
                 biased;
                 () = shared.stop.cancelled() => {}
-                () = shared.run_accepted(io, from) => {}
+                () = shared.run_accepted(io, from, unproven) => {}
             }
         });
         let _ = AbortOnDropHandle::new(running).await;
@@ -208,7 +216,7 @@ impl Peers {
 }
 
 impl Shared {
-    async fn run_accepted<IO>(self: &Arc<Self>, io: IO, from: SocketAddr)
+    async fn run_accepted<IO>(self: &Arc<Self>, io: IO, from: SocketAddr, unproven: impl Send)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -217,6 +225,7 @@ impl Shared {
             Ok(greeted) => greeted,
             Err(error) => return self.log_refusal(&error, from),
         };
+        drop(unproven);
         let hello = &greeted.proven.hello;
         let (lane, answer_bytes_max) = (hello.lane, hello.body_bytes_max as usize);
         let remote = greeted.remote(SocketAddr::new(from.ip(), hello.port)).await;

@@ -142,3 +142,35 @@ async fn garbage_instead_of_a_handshake_is_cut_off() {
     assert!(String::from_utf8_lossy(&answer).contains("expected a hello"));
     assert_eq!(b.refusals(Reason::Malformed), 1);
 }
+
+#[tokio::test]
+async fn what_an_unproven_connection_holds_is_given_back_with_the_proof() {
+    let (a, b) = (Node::start(settings("a")).await, Node::start(settings("b")).await);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let enter = async |unproven: Arc<()>| {
+        let (stream, from) = listener.accept().await.unwrap();
+        let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let peers = b.peers.clone();
+        tokio::spawn(async move { peers.accept_held(socket.into_inner(), from, unproven).await })
+    };
+    let unproven = Arc::new(());
+    let given_back = async || {
+        while Arc::strong_count(&unproven) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let silent = tokio_tungstenite::client_async(format!("ws://{address}"), stream);
+    let (running, silent) = tokio::join!(enter(unproven.clone()), silent);
+    let early = tokio::time::timeout(Duration::from_millis(200), given_back()).await;
+    assert!(early.is_err(), "nothing was proven");
+    drop(silent);
+    running.await.unwrap();
+    tokio::time::timeout(PATIENCE, given_back()).await.expect("the connection ended");
+
+    a.peers.set_targets(vec![address]);
+    let running = enter(unproven.clone()).await;
+    tokio::time::timeout(PATIENCE, given_back()).await.expect("it is a node");
+    assert!(!running.is_finished());
+}
