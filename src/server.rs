@@ -25,7 +25,7 @@ use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
 use crate::journal::{BatchReport, Observer, Options, RealDisk};
 use crate::metrics::Metrics;
-use crate::peer::{KNOWS_TRIMS, PeerSettings, Peers};
+use crate::peer::{self, KNOWS_TRIMS, PeerSettings, Peers};
 use crate::raft::{Node, NodeSettings, ReclaimSettings, RecoverySettings, request_rebuild};
 use crate::shards::placement::GROUPS;
 use crate::shards::{Placement, Shards};
@@ -163,6 +163,8 @@ impl Server {
         let estimator =
             Estimator::new(&config.token_estimator).map_err(|e| StartError::Estimator(e.to_string()))?;
         let shards = Shards::new(failure.clone(), config.request_timeout);
+        // The same from every node, whether it hosts the conversation or asks one that does.
+        shards.bound_windows(peer::body_bytes_max(&config).into());
         let stop = CancellationToken::new();
         let listener = TcpListener::bind(config.listen)
             .await

@@ -53,6 +53,10 @@ pub(crate) enum ApiError {
         what: Cow<'static, str>,
         limit_bytes: usize,
     },
+    /// The messages of a window take more than `limit_bytes`.
+    WindowTooLarge {
+        limit_bytes: u64,
+    },
     UnsupportedMediaType(&'static str),
     /// Over a rate; nothing was done.
     RateLimited {
@@ -91,7 +95,9 @@ impl ApiError {
             ApiError::Conflict { .. } | ApiError::ClusterRefuses(_) => (StatusCode::CONFLICT, "conflict"),
             ApiError::Tombstoned => (StatusCode::CONFLICT, "tombstoned"),
             ApiError::IdempotencyConflict => (StatusCode::CONFLICT, "idempotency_conflict"),
-            ApiError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            ApiError::TooLarge { .. } | ApiError::WindowTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large")
+            }
             ApiError::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
             }
@@ -133,6 +139,11 @@ impl ApiError {
             ApiError::Tombstoned => format!("{subject} was deleted and takes no more writes"),
             ApiError::IdempotencyConflict => "idempotency_key was used before with another body".into(),
             ApiError::TooLarge { what, limit_bytes } => format!("{what} is larger than {limit_bytes} bytes"),
+            ApiError::WindowTooLarge { limit_bytes } => format!(
+                "The {} takes more than {limit_bytes} bytes: ask for less by budget_tokens, set a lower limit in the \
+                 policy, or compact",
+                dialect.window()
+            ),
             ApiError::RateLimited { message, .. } => (*message).into(),
             ApiError::Internal(_) => "Internal error; the log has the details under this request_id".into(),
             ApiError::Unavailable(why) => format!("Not applied, safe to retry: {why}"),
@@ -159,6 +170,7 @@ impl ApiError {
                 json!({"covering": {"from_seq": from, "to_seq": to}})
             }
             ApiError::TooLarge { limit_bytes, .. } => json!({"limit_bytes": limit_bytes}),
+            ApiError::WindowTooLarge { limit_bytes } => json!({"limit_bytes": limit_bytes}),
             ApiError::RateLimited { retry_after_ms, .. } => json!({"retry_after_ms": retry_after_ms}),
             ApiError::Internal(_) | ApiError::UnknownOutcome(_) => json!({"request_id": request_id}),
             _ => Value::Null,
@@ -253,6 +265,7 @@ impl From<ReadError> for ApiError {
             ReadError::Unavailable(why) => ApiError::Unavailable(why),
             ReadError::VersionInFuture { .. } => ApiError::InvalidRequest(error.to_string()),
             ReadError::InvalidQuery(why) => ApiError::InvalidRequest(why),
+            ReadError::WindowTooLarge { bytes_max } => ApiError::WindowTooLarge { limit_bytes: bytes_max },
             ReadError::ArchiveUnavailable(why) => ApiError::ArchiveUnavailable(why),
             ReadError::Internal(detail) => ApiError::Internal(detail),
         }

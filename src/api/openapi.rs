@@ -210,7 +210,7 @@ impl Describe {
             .conditional()
             .answers(200, "The messages, within the budget.", "Window")
             .answers(503, TRIMMED, "Error")
-            .fails(&[400, 404, 409])
+            .fails(&[400, 404, 409, 413])
     }
 
     pub(crate) fn compact(self) -> Operation {

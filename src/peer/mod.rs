@@ -191,6 +191,12 @@ pub struct PeerSettings {
     pub tls: Option<Dialler>,
 }
 
+/// Largest body of a call or an answer between nodes with these settings, in bytes.
+pub fn body_bytes_max(config: &Config) -> u32 {
+    let bytes = config.batch_body_max_bytes.saturating_mul(2).saturating_add(BODY_SLACK_BYTES);
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
 impl PeerSettings {
     /// What the configuration says of it, for a node that belongs to no cluster yet.
     pub fn of(
@@ -199,7 +205,6 @@ impl PeerSettings {
         (incarnation, marks): (u64, Vec<u64>),
         listen_port: u16,
     ) -> Result<PeerSettings, TlsError> {
-        let body = config.batch_body_max_bytes.saturating_mul(2) + BODY_SLACK_BYTES;
         Ok(PeerSettings {
             node_id,
             name: config.node_name.clone(),
@@ -210,7 +215,7 @@ impl PeerSettings {
             listen_port,
             advertise: config.advertise_addr.clone(),
             secrets: Secrets::new(&config.cluster_secrets, &config.api_keys),
-            body_bytes_max: u32::try_from(body).unwrap_or(u32::MAX),
+            body_bytes_max: body_bytes_max(config),
             tls: config.tls_dialler()?,
         })
     }

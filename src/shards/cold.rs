@@ -26,21 +26,30 @@ pub trait ColdStore: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, String>>;
 }
 
-/// The archive as reads see it.
+/// The archive as reads see it, and the bound of the windows that are read, from there or from here.
 pub(super) struct Cold {
     store: OnceLock<Arc<dyn ColdStore>>,
     room: Semaphore,
+    window_bytes_max: OnceLock<u64>,
 }
 
 impl Default for Cold {
     fn default() -> Self {
-        Self { store: OnceLock::new(), room: Semaphore::new(READS_MAX) }
+        Self { store: OnceLock::new(), room: Semaphore::new(READS_MAX), window_bytes_max: OnceLock::new() }
     }
 }
 
 impl Cold {
     pub(super) fn set(&self, store: Arc<dyn ColdStore>) {
         let _ = self.store.set(store);
+    }
+
+    pub(super) fn bound_windows(&self, bytes_max: u64) {
+        let _ = self.window_bytes_max.set(bytes_max);
+    }
+
+    pub(super) fn window_bytes_max(&self) -> u64 {
+        self.window_bytes_max.get().copied().unwrap_or(u64::MAX)
     }
 
     /// Bodies of trimmed messages, each as it was appended.

@@ -14,6 +14,11 @@ use crate::conversation::{
 };
 use crate::store::{GroupStore, Reading, StoreError};
 
+/// What a message takes in a window beside its body, and a segment or a stretch left out in all, at most: in an answer to
+/// another node, and in JSON.
+const WINDOW_ENTRY_BYTES: u64 = 128;
+/// What is in neither of them.
+const WINDOW_FRAME_BYTES: u64 = 256;
 /// Changes planned for one page of a stream.
 const CHANGES_PER_PAGE: usize = 256;
 
@@ -64,8 +69,15 @@ pub(super) async fn window(
         return Ok(None);
     };
     let plan = plan?;
+    let entries = (plan.messages.len() + plan.segments.len() + plan.left_out.len()) as u64;
+    let bytes_max = cold.window_bytes_max();
+    let check = |bodies_bytes: u64| {
+        let bytes = WINDOW_FRAME_BYTES + entries * WINDOW_ENTRY_BYTES + bodies_bytes;
+        if bytes > bytes_max { Err(ReadError::WindowTooLarge { bytes_max }) } else { Ok(()) }
+    };
+    check(plan.messages.iter().map(|message| u64::from(message.location.len)).sum())?;
     let bodies = bodies(store, reading, cold, id, plan.messages.iter().map(|m| (m.seq, m.location))).await?;
-    let messages = plan
+    let messages: Vec<WindowMessage> = plan
         .messages
         .into_iter()
         .zip(bodies)
@@ -84,6 +96,8 @@ pub(super) async fn window(
             })
         })
         .collect::<Result<_, ReadError>>()?;
+    // A marker may be longer than the call in whose place it is.
+    check(messages.iter().map(|message| message.body.len() as u64).sum())?;
     Ok(Some(Window {
         version: plan.version,
         used_tokens: plan.used_tokens,

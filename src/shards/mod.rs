@@ -178,6 +178,11 @@ impl Shards {
         self.0.cold.set(store);
     }
 
+    /// From here on a window that takes more than this is refused, as nodes answer it to each other. The first call counts.
+    pub fn bound_windows(&self, bytes_max: u64) {
+        self.0.cold.bound_windows(bytes_max);
+    }
+
     /// Replicates a command that restores a piece of a conversation, with the time it carries.
     pub async fn restore(&self, command: Command) -> Result<Reply, WriteError> {
         if self.refuses_writes() {

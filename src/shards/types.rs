@@ -48,6 +48,9 @@ pub enum ReadError {
     VersionInFuture { requested: u64, current: u64 },
     #[error("{0}")]
     InvalidQuery(String),
+    /// The window takes more than this, as nodes answer it to each other.
+    #[error("the window takes more than {bytes_max} bytes")]
+    WindowTooLarge { bytes_max: u64 },
     /// Part of what was asked for was trimmed, and the archive does not give it now.
     #[error("the archive cannot be read: {0}")]
     ArchiveUnavailable(String),

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{CONVERSATIONS, Client, DIALECTS, fresh};
+use crate::support::{CONVERSATIONS, Client, DIALECTS, TestServer, fresh};
 
 async fn window(client: &Client, id: &str, query: &str) -> Value {
     client.get(&format!("{id}/{}{query}", client.words.window)).await.expect(200).json
@@ -137,4 +137,25 @@ async fn tool_results_can_be_stripped() {
     let parts = &stripped["messages"][0]["parts"];
     assert_eq!(parts[0], json!({"type": "text", "text": "Checking"}));
     assert_eq!(parts[1], json!({"type": "text", "text": "[tool call: lookup]"}));
+}
+
+#[tokio::test]
+async fn a_window_that_is_too_large_is_refused_with_a_way_out() {
+    let server = TestServer::start(|config| config.batch_body_max_bytes = 1 << 20);
+    for words in DIALECTS {
+        let client = Client::new(words, server.address);
+        let id = fresh("large");
+        client.put(&id, json!({"policy": {"strategy": "manual"}})).await.expect(201);
+        for _ in 0..11 {
+            client.say(&id, &"x".repeat(1_000_000), 1).await;
+        }
+        let path = format!("{id}/{}", words.window);
+        let refused = client.get(&path).await;
+        let message = refused.fails(413, "too_large");
+        assert!(message.starts_with(&format!("The {} ", words.window)), "{message}");
+        assert!(message.contains("budget_tokens") && message.contains("limit"), "{message}");
+        assert_eq!(refused.json["limit_bytes"], 10 << 20);
+        let fits = window(&client, &id, "?budget_tokens=10").await;
+        assert_eq!(fits["messages"].as_array().unwrap().len(), 10);
+    }
 }

@@ -188,6 +188,7 @@ impl From<ReadError> for ReadAnswer {
                 ReadAnswer::VersionInFuture { requested, current }
             }
             ReadError::InvalidQuery(why) => ReadAnswer::InvalidQuery(why),
+            ReadError::WindowTooLarge { bytes_max } => ReadAnswer::WindowTooLarge { bytes_max },
             ReadError::Internal(why) => ReadAnswer::Internal(why),
             ReadError::ArchiveUnavailable(why) => ReadAnswer::ArchiveUnavailable(why),
         }
@@ -204,6 +205,7 @@ impl ReadAnswer {
                 ReadError::VersionInFuture { requested, current }
             }
             ReadAnswer::InvalidQuery(why) => ReadError::InvalidQuery(why),
+            ReadAnswer::WindowTooLarge { bytes_max } => ReadError::WindowTooLarge { bytes_max },
             ReadAnswer::Internal(why) => ReadError::Internal(why),
             ReadAnswer::ArchiveUnavailable(why) => ReadError::ArchiveUnavailable(why),
             _ => ReadError::Internal("another node answered another question".into()),

@@ -227,6 +227,7 @@ fn answer() -> impl Strategy<Value = ReadAnswer> {
         ".{0,20}".prop_map(ReadAnswer::Unavailable),
         ".{0,20}".prop_map(ReadAnswer::Behind),
         ".{0,20}".prop_map(ReadAnswer::ArchiveUnavailable),
+        any::<u64>().prop_map(|bytes_max| ReadAnswer::WindowTooLarge { bytes_max }),
         (any::<u64>(), option::of(any::<u64>()), vec(any::<(u64, u64)>(), 0..5)).prop_map(
             |(version, archived_version, digests)| ReadAnswer::Digests(DigestPage {
                 version,

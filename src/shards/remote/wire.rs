@@ -81,6 +81,10 @@ pub(crate) enum ReadAnswer {
     /// What was trimmed cannot be read from the archive. Not sent before every node knows it, since nothing is trimmed
     /// before.
     ArchiveUnavailable(String),
+    /// A node that does not know it tries again until its time is up, as it did when such an answer was not sent at all.
+    WindowTooLarge {
+        bytes_max: u64,
+    },
 }
 
 /// A node's id in two halves, the higher one first: MessagePack has no number of 128 bits.

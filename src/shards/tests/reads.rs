@@ -98,6 +98,26 @@ async fn a_node_that_hosts_nothing_gives_the_same_answers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_window_that_is_too_large_is_refused_alike_everywhere() {
+    let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+    cluster.create(&id).await;
+    for _ in 0..4 {
+        cluster.say(1, &id, &"x".repeat(1_000)).await.unwrap();
+    }
+    (1..=4).for_each(|node| cluster.node(node).bound_windows(4_000));
+    for node in [1, 4] {
+        let calls = cluster.net.calls(Method::Read);
+        let window = cluster.node(node).window(&id, WindowQuery::default(), FRESH).await;
+        assert!(matches!(window, Err(ReadError::WindowTooLarge { bytes_max: 4_000 })), "{window:?}");
+        assert!(cluster.net.calls(Method::Read) - calls <= 1, "it is not asked for again");
+        // A message has seven tokens.
+        let query = WindowQuery { budget_tokens: Some(21), ..WindowQuery::default() };
+        let window = cluster.node(node).window(&id, query, FRESH).await.unwrap().unwrap();
+        assert_eq!(window.messages.len(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_does_not_exist_does_not_exist_elsewhere_either() {
     let cluster = Cluster::new(4, |_| vec![1, 2, 3]);
     assert_eq!(cluster.node(4).describe(&id("nobody"), FRESH).await.unwrap(), None);
