@@ -12,13 +12,13 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
-use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tower::ServiceExt;
 
+use super::admission::{Admission, hold_until_sent};
 use super::auth::Keys;
 use super::body::{Bodies, Received};
 use super::compress::compress;
@@ -48,7 +48,7 @@ struct Inner {
     router: Router,
     keys: Keys,
     rate: Option<RateLimit>,
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
     connections: Arc<ConnectionCaps>,
     ids: RequestIds,
     door: Door,
@@ -146,7 +146,7 @@ impl App {
             router: super::router(&app),
             keys: Keys::new(config.api_keys.iter().map(Secret::expose)),
             rate: limits.rate.map(|(per_second, burst)| RateLimit::new(per_second, burst)),
-            in_flight: Semaphore::new(limits.in_flight),
+            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             connections: ConnectionCaps::new(
                 limits.connections,
                 limits.connections_per_address,
@@ -169,12 +169,15 @@ impl App {
         let accepted_encoding = request.headers().get(header::ACCEPT_ENCODING).cloned();
         let metrics = &inner.app.metrics;
         let mut span = begin_span(&request);
-        let mut response = match inner.admit(&request) {
-            Ok(_admission) => trace::within(span.as_ref(), inner.handle(request)).await,
-            Err(refusal) => refusal.into_response(),
+        let (mut response, admission) = match inner.admit(&request) {
+            Ok(admission) => (trace::within(span.as_ref(), inner.handle(request)).await, Some(admission)),
+            Err(refusal) => (refusal.into_response(), None),
         };
         if let Some(error) = render(&mut response, Dialect::of_path(uri.path()), &request_id) {
             log_error(&error, &uri, &request_id);
+        }
+        if let Some(admission) = admission.filter(|admission| admission.permit.is_some()) {
+            response = hold_until_sent(response, admission);
         }
         if let Some(accepted) = &accepted_encoding {
             response = compress(response, accepted).await;
@@ -271,11 +274,11 @@ fn is_health(path: &str) -> bool {
 
 impl Inner {
     /// Decides whether to serve a request, before anything of its body is read.
-    fn admit(&self, request: &Request) -> Result<Admission<'_>, ApiError> {
+    fn admit(&self, request: &Request) -> Result<Admission, ApiError> {
         let uri = request.uri();
-        let gauge = Counted::new(&self.app.metrics.http_inflight);
+        let mut admission = Admission::counted_by(&self.app.metrics.http_inflight);
         if is_health(uri.path()) {
-            return Ok((gauge, None));
+            return Ok(admission);
         }
         if !self.is_public(uri.path()) {
             self.keys.authorize(request.headers())?;
@@ -291,10 +294,13 @@ impl Inner {
             });
         }
         if is_waiting(request.method(), uri) {
-            return Ok((gauge, None));
+            return Ok(admission);
         }
-        match self.in_flight.try_acquire() {
-            Ok(permit) => Ok((gauge, Some(permit))),
+        match self.in_flight.clone().try_acquire_owned() {
+            Ok(permit) => {
+                admission.permit = Some(permit);
+                Ok(admission)
+            }
             Err(_) => {
                 self.app.metrics.overloaded_total.inc();
                 Err(ApiError::Unavailable("too many requests at once".into()))
@@ -335,25 +341,6 @@ fn describe(span: &mut Span, method: &Method, path: &str, status: u16, request_i
     span.set("fastpaca.request_id", request_id);
     if status >= 500 {
         span.fail();
-    }
-}
-
-/// What a request holds while it is served; a client that goes away drops it too.
-type Admission<'a> = (Counted<'a>, Option<SemaphorePermit<'a>>);
-
-/// One more on a gauge, as long as it lives.
-struct Counted<'a>(&'a IntGauge);
-
-impl<'a> Counted<'a> {
-    fn new(gauge: &'a IntGauge) -> Counted<'a> {
-        gauge.inc();
-        Counted(gauge)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

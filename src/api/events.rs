@@ -8,6 +8,7 @@ use http::StatusCode;
 use http::request::Parts as Head;
 use tokio::time::timeout;
 
+use super::admission::hold_until_sent;
 use super::error::ApiError;
 use super::path::Id;
 use super::weigh::Counter;
@@ -169,7 +170,7 @@ async fn poll(
     wait: Duration,
 ) -> Result<Response, ApiError> {
     let Question { query, options, .. } = question;
-    let _permit = StreamPermit::take(&scope.app)?;
+    let permit = StreamPermit::take(&scope.app)?;
     let shards = &scope.app.shards;
     let first = shards.events(id, query.clone(), options).await?.ok_or(ApiError::NotFound)?;
     let page = if first.events.is_empty() {
@@ -181,7 +182,7 @@ async fn poll(
     } else {
         first
     };
-    Ok(answer_page(scope, &query, &page).respond(StatusCode::OK))
+    Ok(hold_until_sent(answer_page(scope, &query, &page).respond(StatusCode::OK), permit))
 }
 
 /// The first page that is not empty, once this node has it.

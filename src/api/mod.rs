@@ -7,6 +7,7 @@
 //! would have to survive.
 
 mod accept;
+mod admission;
 mod archive;
 mod auth;
 mod body;

@@ -7,7 +7,7 @@ use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::process::{Node, resident_bytes};
@@ -269,6 +269,60 @@ async fn an_answer_nobody_reads_holds_up_nobody() {
         client.say(&fresh_conversation(&client).await, "quick", 1).await;
     }
     assert!(started.elapsed() < Duration::from_secs(60));
+}
+
+/// Asks for something and reads nothing.
+async fn ask_and_ignore(address: SocketAddr, method: &str, path: &str, headers: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut socket = socket.connect(address).await.unwrap();
+    let head = format!("{method} /v1/conversations/{path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_sent_counts_as_a_request_at_work() {
+    let server = TestServer::start(|config| {
+        config.max_inflight_requests = 2;
+        config.segment_bytes = 64 << 20;
+    });
+    let client = Client::new(CONVERSATIONS, server.address);
+    client.create("a").await;
+    // More than the system's buffers take.
+    for _ in 0..16 {
+        client.say("a", &"x".repeat(1_000_000), 1).await;
+    }
+    let tag = client.get("a/window?budget_tokens=1").await.expect(200).header("etag").to_owned();
+    let mut unread = Vec::new();
+    for (method, path, headers) in [
+        ("HEAD", "a/window", String::new()),
+        ("GET", "a/window?budget_tokens=1", format!("if-none-match: {tag}\r\n")),
+        ("GET", "a/events", "accept: application/x-ndjson\r\n".to_owned()),
+        ("GET", "a/stream?cursor=0", "accept: text/event-stream\r\n".to_owned()),
+    ] {
+        for _ in 0..3 {
+            let socket = ask_and_ignore(server.address, method, path, &headers).await;
+            timeout(PATIENCE, socket.readable()).await.unwrap().unwrap();
+            unread.push(socket);
+        }
+        client.get("a").await.expect(200);
+    }
+    let windows = [(); 2].map(|()| ask_and_ignore(server.address, "GET", "a/window", ""));
+    let windows = futures_util::future::join_all(windows).await;
+    for socket in &windows {
+        let mut begun = [0; 12];
+        let peeked = timeout(PATIENCE, socket.peek(&mut begun)).await.unwrap().unwrap();
+        assert_eq!(&begun[..peeked], b"HTTP/1.1 200");
+    }
+    client.get("a").await.fails(503, "unavailable");
+    drop(windows);
+    let given_back = async {
+        while client.get("a").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, given_back).await.expect("they are given back");
 }
 
 async fn fresh_conversation(client: &Client) -> String {
