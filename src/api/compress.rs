@@ -1,5 +1,6 @@
 //! Compression of whole answers over 1 KB for clients that accept it. Streams are left alone: a compressor would hold
-//! their frames back. A client that does not ask pays nothing but one look at its headers.
+//! their frames back. A client that does not ask pays nothing but one look at its headers. An answer that none of the
+//! accepted codings suits goes out as it is: the request has been served by then.
 
 use std::convert::Infallible;
 
@@ -19,6 +20,7 @@ pub(crate) async fn compress(response: Response, accepted: &HeaderValue) -> Resp
     if response.body().size_hint().exact().is_none_or(|size| size < SIZE_MIN) {
         return response;
     }
+    let status = response.status();
     // The layer wants a request to answer; all it looks at is the header.
     let mut request = Request::new(());
     request.headers_mut().insert(header::ACCEPT_ENCODING, accepted.clone());
@@ -29,7 +31,11 @@ pub(crate) async fn compress(response: Response, accepted: &HeaderValue) -> Resp
     });
     let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
     match layer.layer(service).oneshot(request).await {
-        Ok(response) => response.map(Body::new),
+        Ok(mut response) => {
+            // Where no coding suits, the layer has made it 406.
+            *response.status_mut() = status;
+            response.map(Body::new)
+        }
         Err(never) => match never {},
     }
 }

@@ -139,6 +139,21 @@ async fn large_answers_are_compressed_on_request() {
 }
 
 #[tokio::test]
+async fn no_coding_is_a_reason_to_refuse() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("codings");
+    client.create(&id).await;
+    let events = vec![json!({"role": "user", "content": "a"}); 1_000];
+    for (accepted, last_seq) in [("br, *;q=0", 1_000), ("identity;q=0", 2_000), ("gzip;q=0, *;q=0", 3_000)] {
+        let request = client.request(Method::POST, &client.log(&id)).header(ACCEPT_ENCODING, accepted);
+        let answer = Answer::of(request.json(&json!({"events": events}))).await.expect(201);
+        assert!(answer.text.len() > 1_024);
+        assert_eq!(answer.header("content-encoding"), "");
+        assert_eq!(answer.json["last_seq"], last_seq);
+    }
+}
+
+#[tokio::test]
 async fn requests_have_ids() {
     let client = Client::shared(CONVERSATIONS);
     let made = client.get("absent").await;
