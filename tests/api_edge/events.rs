@@ -222,6 +222,7 @@ async fn pages_of_the_log() {
             ("wait=1", "wait"),
             ("wait=61&cursor=1", "wait"),
             ("consistency=eventual", "consistency"),
+            ("cursor=%ff", "cursor"),
             ("min_version=x", "min_version"),
             ("limit=1&limit=2", "limit"),
         ] {

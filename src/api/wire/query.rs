@@ -1,10 +1,12 @@
 //! Query parameters: typed, with errors that name the parameter. Unknown ones are ignored, a known one given twice or
-//! with a value of a wrong type is refused.
+//! with a value of a wrong type is refused, and so is a query string that is not UTF-8 once percent-decoded.
 
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
 
 use crate::api::error::ApiError;
 use crate::shards::{Consistency, ReadOptions};
@@ -12,17 +14,28 @@ use crate::shards::{Consistency, ReadOptions};
 /// The parameters of one request.
 pub(crate) struct Query<'a> {
     pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// The first parameter that is not UTF-8.
+    not_utf8: Option<Cow<'a, str>>,
 }
 
 impl<'a> Query<'a> {
     /// Splits a raw query string; never fails, since anything is some list of pairs.
     pub(crate) fn new(raw: Option<&'a str>) -> Query<'a> {
-        let pairs = raw.map_or_else(Vec::new, |raw| form_urlencoded::parse(raw.as_bytes()).collect());
-        Query { pairs }
+        let raw = raw.unwrap_or_default();
+        let mut pairs = raw.split('&');
+        let not_utf8 = pairs.find(|pair| percent_decode_str(pair).decode_utf8().is_err());
+        let name = |pair: &'a str| pair.split_once('=').map_or(pair, |(name, _)| name);
+        Query {
+            pairs: form_urlencoded::parse(raw.as_bytes()).collect(),
+            not_utf8: not_utf8.map(|pair| percent_decode_str(name(pair)).decode_utf8_lossy()),
+        }
     }
 
     /// The text of a parameter.
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, ApiError> {
+        if let Some(name) = &self.not_utf8 {
+            return Err(ApiError::InvalidRequest(format!("{name} must be UTF-8 once percent-decoded")));
+        }
         let mut values = self.pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_ref());
         let first = values.next();
         match values.next() {
@@ -94,7 +107,7 @@ mod tests {
 
     #[test]
     fn wrong_values_name_the_parameter() {
-        let query = Query::new(Some("limit=0&from_seq=-5&order=up&explain=yes&wait=1&wait=2&x=%ff"));
+        let query = Query::new(Some("limit=0&from_seq=-5&order=up&explain=yes&wait=1&wait=2"));
         let message = |error: ApiError| match error {
             ApiError::InvalidRequest(message) => message,
             other => panic!("{other:?}"),
@@ -126,4 +139,21 @@ mod tests {
             let _ = (query.number::<u64>("limit", 0..=9), query.flag("explain", true), query.prefixed("a").count());
         }
     }
+    #[test]
+    fn what_is_not_utf8_is_refused_by_name() {
+        let refusal = |raw| match Query::new(Some(raw)).text("limit") {
+            Err(ApiError::InvalidRequest(message)) => message,
+            other => panic!("{raw}: {other:?}"),
+        };
+        for (raw, name) in [
+            ("limit=1&prefix=a%ff", "prefix"),
+            ("metadata.kind=%C3&limit=1", "metadata.kind"),
+            ("%c3=%a9", "\u{fffd}"),
+        ] {
+            assert_eq!(refusal(raw), format!("{name} must be UTF-8 once percent-decoded"));
+        }
+        let query = Query::new(Some("prefix=%C3%A9+%EF%BF%BD%"));
+        assert_eq!(query.text("prefix"), Ok(Some("é \u{fffd}%")));
+    }
+
 }
