@@ -22,7 +22,7 @@ use self::source::Source;
 use super::error::ApiError;
 use super::limits::ConnectionPermit;
 use super::path::Id;
-use super::wire::query::Query;
+use super::wire::query::{Query, whole_number};
 use super::{Scope, StreamPermit, accept};
 
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -38,8 +38,10 @@ pub(super) async fn open(
     let include_events = params.flag(scope.dialect.include_flag(), true)?;
     let from_query = params.number("cursor", 0..=u64::MAX)?;
     // A client that reconnects by itself repeats the URL: where it got to is in the header.
-    let cursor =
-        if transport == Transport::Sse { last_event_id(&head.headers).or(from_query) } else { from_query };
+    let cursor = match transport {
+        Transport::Sse => last_event_id(&head.headers)?.or(from_query),
+        Transport::WebSocket => from_query,
+    };
     let permit = StreamPermit::take(&scope.app)?;
     let source = Source::open(&scope, id, cursor, include_events).await?;
     match transport {
@@ -82,6 +84,11 @@ impl Transport {
     }
 }
 
-fn last_event_id(headers: &HeaderMap) -> Option<u64> {
-    headers.get("last-event-id")?.to_str().ok()?.trim().parse().ok()
+fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    match String::from_utf8_lossy(value.as_bytes()).trim() {
+        // An EventSource's word for none.
+        "" => Ok(None),
+        text => whole_number("Last-Event-ID", text, 0..=u64::MAX).map(Some),
+    }
 }

@@ -262,6 +262,68 @@ async fn server_sent_events_resume_by_their_id() {
     }
 }
 
+/// The `id` of the first block of server-sent events.
+async fn greeting_id(client: &Client, id: &str, query: &str) -> Option<u64> {
+    let mut events = Events::open(client, id, query, None).await;
+    let block = timeout(PATIENCE, events.response.chunk()).await.unwrap().unwrap().unwrap();
+    let block = std::str::from_utf8(&block).unwrap();
+    assert!(block.starts_with("retry: ") && block.ends_with("\n\n"), "{block:?}");
+    block.lines().find_map(|line| line.strip_prefix("id: ")).map(|id| id.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_client_cut_off_before_the_first_frame_misses_nothing() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("greeted");
+    client.create(&id).await;
+    client.say_all(&id, (1..=3).map(|n| n.to_string())).await;
+    assert_eq!(greeting_id(&client, &id, "?cursor=2").await, Some(2));
+    assert_eq!(greeting_id(&client, &id, "?cursor=50").await, None, "a reset comes first");
+    let last = greeting_id(&client, &id, "").await;
+    assert_eq!(last, Some(3));
+    client.say(&id, "4", 1).await;
+    client.say(&id, "5", 1).await;
+    let mut events = Events::open(&client, &id, "", last).await;
+    for seq in [4, 5] {
+        assert_eq!(events.next().await.unwrap().1["seq"], seq);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_seen_only_pings_misses_nothing() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("pinged");
+    client.create(&id).await;
+    client.say_all(&id, (1..=3).map(|n| n.to_string())).await;
+    let (last, ping) = Events::open(&client, &id, "", None).await.next().await.unwrap();
+    assert_eq!((last, ping), (3, json!({"type": "ping", "version": 3})));
+    client.say_all(&id, (4..=5).map(|n| n.to_string())).await;
+    let mut events = Events::open(&client, &id, "", Some(last)).await;
+    for seq in [4, 5] {
+        assert_eq!(events.next().await.unwrap().1["seq"], seq);
+    }
+}
+
+#[tokio::test]
+async fn a_last_event_id_is_checked_like_a_cursor() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("last-id");
+    client.create(&id).await;
+    client.say(&id, "a", 1).await;
+    let open = |last: &'static str| {
+        let stream = client.request(Method::GET, &format!("{id}/stream?cursor=0"));
+        stream.header(ACCEPT, "text/event-stream").header("Last-Event-ID", last)
+    };
+    for wrong in ["abc", "-1", "1.5", "18446744073709551616"] {
+        let message = Answer::of(open(wrong)).await.fails(400, "invalid_request");
+        assert!(message.starts_with("Last-Event-ID must be a whole number"), "{message}");
+    }
+    let response = open("").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut events = Events { response, buffer: String::new() };
+    assert_eq!(events.next().await.unwrap().0, 1, "none is as good as absent");
+}
+
 #[tokio::test]
 async fn what_cannot_be_streamed_is_said_before_the_upgrade() {
     for words in DIALECTS {

@@ -1,4 +1,5 @@
-//! Server-sent events: every frame as `data`, its version as `id`, so that a client that reconnects resumes.
+//! Server-sent events: every frame as `data`, its version as `id`, so that a client that reconnects resumes. The first
+//! block has an `id` too: a client that is cut off before the first frame misses nothing either.
 //!
 //! Frames have no `event:` name, so that `onmessage` gets them all. Shutting down ends the response, upon which an
 //! `EventSource` reconnects by itself.
@@ -21,7 +22,7 @@ pub(super) const MEDIA: &str = "text/event-stream";
 /// Frames are sent together up to this size.
 const CHUNK_BYTES: usize = 64 << 10;
 /// How long clients wait before they reconnect.
-const RETRY: &[u8] = b"retry: 1000\n\n";
+const RETRY: &[u8] = b"retry: 1000\n";
 
 /// Answers with the frames of a source until it ends or the node shuts down.
 pub(super) fn respond(source: Source, permit: StreamPermit, scope: &Scope) -> Response {
@@ -55,14 +56,12 @@ struct Events {
 impl Events {
     async fn next(&mut self) -> Option<Bytes> {
         if !std::mem::replace(&mut self.greeted, true) {
-            return Some(Bytes::from_static(RETRY));
+            return Some(self.greeting());
         }
         tokio::select! {
+            // Frames first: a ping before a `reset` would have the position after it.
+            biased;
             () = self.closing.cancelled() => None,
-            _ = self.ping.tick() => {
-                let ping = Frame::ping(self.source.position());
-                Some(format!("data: {}\n\n", ping.text.as_str()).into())
-            }
             frame = self.source.next() => match frame {
                 Ok(Some(frame)) => Some(self.chunk(frame)),
                 Ok(None) => None,
@@ -70,8 +69,23 @@ impl Events {
                     self.source.broken_off(&error);
                     None
                 }
+            },
+            _ = self.ping.tick() => {
+                let ping = Frame::ping(self.source.position());
+                Some(self.chunk(ping))
             }
         }
+    }
+
+    /// What comes before the first frame.
+    fn greeting(&self) -> Bytes {
+        let mut greeting = RETRY.to_vec();
+        // With the new position, a client that is cut off before a `reset` would never hear of it.
+        if !self.source.has_ready() {
+            push_id(&mut greeting, self.source.position());
+        }
+        greeting.push(b'\n');
+        greeting.into()
     }
 
     /// A frame and those that are ready behind it.
@@ -88,9 +102,14 @@ impl Events {
 }
 
 fn push(chunk: &mut Vec<u8>, frame: &Frame) {
-    chunk.extend_from_slice(b"id: ");
-    chunk.extend_from_slice(itoa::Buffer::new().format(frame.version).as_bytes());
-    chunk.extend_from_slice(b"\ndata: ");
+    push_id(chunk, frame.version);
+    chunk.extend_from_slice(b"data: ");
     chunk.extend_from_slice(frame.text.as_bytes());
     chunk.extend_from_slice(b"\n\n");
+}
+
+fn push_id(chunk: &mut Vec<u8>, version: u64) {
+    chunk.extend_from_slice(b"id: ");
+    chunk.extend_from_slice(itoa::Buffer::new().format(version).as_bytes());
+    chunk.push(b'\n');
 }

@@ -19,7 +19,7 @@ pub(crate) struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// Splits a raw query string; never fails, since anything is some list of pairs.
+    /// Splits a raw query string; what is wrong with it is said when a parameter is read.
     pub(crate) fn new(raw: Option<&'a str>) -> Query<'a> {
         let raw = raw.unwrap_or_default();
         let mut pairs = raw.split('&');
@@ -49,15 +49,7 @@ impl<'a> Query<'a> {
     where
         T: FromStr + PartialOrd + Display,
     {
-        let Some(text) = self.text(name)? else { return Ok(None) };
-        match text.parse::<T>() {
-            Ok(value) if bounds.contains(&value) => Ok(Some(value)),
-            _ => {
-                let (least, most) = bounds.into_inner();
-                let message = format!("{name} must be a whole number from {least} to {most}, not {text:?}");
-                Err(ApiError::InvalidRequest(message))
-            }
-        }
+        self.text(name)?.map(|text| whole_number(name, text, bounds)).transpose()
     }
 
     /// `true`/`1` or `false`/`0`.
@@ -88,6 +80,21 @@ impl<'a> Query<'a> {
     /// Every `PREFIX.KEY=VALUE`, as (KEY, VALUE), in the order given.
     pub(crate) fn prefixed(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
         self.pairs.iter().filter_map(move |(key, value)| Some((key.strip_prefix(prefix)?, value.as_ref())))
+    }
+}
+
+/// Reads a whole number within bounds; an error calls it `name`.
+pub(crate) fn whole_number<T>(name: &str, text: &str, bounds: RangeInclusive<T>) -> Result<T, ApiError>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    match text.parse::<T>() {
+        Ok(value) if bounds.contains(&value) => Ok(value),
+        _ => {
+            let (least, most) = bounds.into_inner();
+            let message = format!("{name} must be a whole number from {least} to {most}, not {text:?}");
+            Err(ApiError::InvalidRequest(message))
+        }
     }
 }
 
@@ -132,13 +139,6 @@ mod tests {
         assert_eq!(found, [("a", "1"), ("b c", "x&y")]);
     }
 
-    proptest! {
-        #[test]
-        fn any_query_is_survived(raw in ".{0,80}") {
-            let query = Query::new(Some(&raw));
-            let _ = (query.number::<u64>("limit", 0..=9), query.flag("explain", true), query.prefixed("a").count());
-        }
-    }
     #[test]
     fn what_is_not_utf8_is_refused_by_name() {
         let refusal = |raw| match Query::new(Some(raw)).text("limit") {
@@ -156,4 +156,11 @@ mod tests {
         assert_eq!(query.text("prefix"), Ok(Some("é \u{fffd}%")));
     }
 
+    proptest! {
+        #[test]
+        fn any_query_is_survived(raw in ".{0,80}") {
+            let query = Query::new(Some(&raw));
+            let _ = (query.number::<u64>("limit", 0..=9), query.flag("explain", true), query.prefixed("a").count());
+        }
+    }
 }
