@@ -104,10 +104,12 @@ impl Question {
             limit_bytes: PAGE_BYTES_MAX,
         };
         let wait = params.number("wait", 0..=WAIT_SECONDS_MAX)?.map(Duration::from_secs);
-        if query.cursor.is_some() && query.from_seq.is_some() {
-            return Err(ApiError::InvalidRequest("cursor and from_seq exclude each other".into()));
+        let ascending = query.order == Order::Ascending;
+        if ascending && query.cursor.is_some() && query.from_seq.is_some() {
+            let message = "cursor and from_seq exclude each other with order=asc";
+            return Err(ApiError::InvalidRequest(message.into()));
         }
-        if wait.is_some() && (query.cursor.is_none() || query.order == Order::Descending) {
+        if wait.is_some() && (query.cursor.is_none() || !ascending) {
             return Err(ApiError::InvalidRequest("wait needs a cursor and order=asc".into()));
         }
         Ok(Question { query, options: read_options(&params)?, wait })
@@ -216,8 +218,8 @@ fn next_cursor(query: &EventsQuery, page: &EventPage) -> Option<u64> {
     let behind = page.events.last().map(|event| event.seq).or(query.cursor);
     behind.or(match (query.order, query.from_seq) {
         (Order::Descending, _) => None,
-        (Order::Ascending, Some(from @ 1..)) => Some(from as u64 - 1),
-        (Order::Ascending, _) => Some(0),
+        (Order::Ascending, Some(back)) if back < 0 => Some(page.last_seq.saturating_sub(back.unsigned_abs())),
+        (Order::Ascending, from) => Some(from.map_or(0, |from| from.unsigned_abs().saturating_sub(1))),
     })
 }
 

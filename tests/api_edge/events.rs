@@ -210,6 +210,11 @@ async fn pages_of_the_log() {
         assert_eq!(page("order=desc&cursor=8&limit=3").await, (vec![7, 6, 5], json!(5), true));
         assert_eq!(page("order=desc&cursor=2").await, (vec![1], json!(1), false));
         assert_eq!(page("order=desc&from_seq=9").await, (vec![10, 9], json!(9), false));
+        assert_eq!(page("order=desc&from_seq=3&limit=4").await, (vec![10, 9, 8, 7], json!(7), true));
+        assert_eq!(page("order=desc&from_seq=3&limit=4&cursor=7").await, (vec![6, 5, 4, 3], json!(3), false));
+        assert_eq!(page("to_seq=8&cursor=6").await, (vec![7, 8], json!(8), false));
+        assert_eq!(page("from_seq=-2&to_seq=3").await, (vec![], json!(8), false));
+        assert_eq!(page("from_seq=-20&to_seq=0").await, (vec![], json!(0), false));
         for (query, name) in [
             ("limit=0", "limit"),
             ("limit=1001", "limit"),
