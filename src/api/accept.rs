@@ -4,9 +4,11 @@ use http::{HeaderMap, header};
 
 use super::error::ApiError;
 
+const JSON: &str = "application/json";
+
 /// Refuses a client that takes no JSON, before anything is done for it.
 pub(crate) fn json(headers: &HeaderMap) -> Result<(), ApiError> {
-    if takes(headers, "application/json") {
+    if takes(headers, JSON) {
         Ok(())
     } else {
         Err(ApiError::NotAcceptable("This answers application/json only"))
@@ -37,7 +39,18 @@ pub(crate) fn takes(headers: &HeaderMap, media: &str) -> bool {
 
 /// Whether a client names a media type itself, not by a wildcard: asks for it instead of the usual one.
 pub(crate) fn asks_for(headers: &HeaderMap, media: &str) -> bool {
-    ranges(headers).any(|(range, q)| q > 0.0 && range.eq_ignore_ascii_case(media))
+    quality(headers, media) > 0.0
+}
+
+/// Whether a client asks for a media type, and no less than for JSON.
+pub(crate) fn prefers(headers: &HeaderMap, media: &str) -> bool {
+    asks_for(headers, media) && quality(headers, media) >= quality(headers, JSON)
+}
+
+/// How much a client wants a media type that it names itself; 0 for one that it does not name.
+fn quality(headers: &HeaderMap, media: &str) -> f32 {
+    let named = ranges(headers).filter(|(range, _)| range.eq_ignore_ascii_case(media));
+    named.map(|(_, q)| q).fold(0.0, f32::max)
 }
 
 /// The media ranges of all `Accept` headers with their quality.
@@ -77,5 +90,26 @@ mod tests {
         assert!(asks_for(&headers("text/event-stream"), "text/event-stream"));
         assert!(!asks_for(&headers("*/*"), "text/event-stream"));
         assert!(!asks_for(&headers("text/event-stream;q=0"), "text/event-stream"));
+    }
+
+    #[test]
+    fn json_is_given_up_only_for_what_is_wanted_as_much() {
+        let ndjson = "application/x-ndjson";
+        for wanted in [
+            "application/x-ndjson",
+            "application/x-ndjson, application/json",
+            "application/json;q=0.5, application/x-ndjson;q=0.6",
+            "application/x-ndjson;q=0.1, */*",
+        ] {
+            assert!(prefers(&headers(wanted), ndjson), "{wanted}");
+        }
+        for json in [
+            "application/json, application/x-ndjson;q=0.1",
+            "*/*",
+            "application/x-ndjson;q=0",
+            "application/json",
+        ] {
+            assert!(!prefers(&headers(json), ndjson), "{json}");
+        }
     }
 }

@@ -123,7 +123,7 @@ pub(super) async fn read(
 ) -> Result<Response, ApiError> {
     let head = request.into_parts().0;
     let question = Question::read(head.uri.query())?;
-    if accept::asks_for(&head.headers, export::NDJSON) {
+    if accept::prefers(&head.headers, export::NDJSON) {
         return export::lines(&scope, id, question.query, question.options).await;
     }
     accept::json(&head.headers)?;

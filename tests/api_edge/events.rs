@@ -347,3 +347,6 @@ async fn an_export_is_the_whole_log_one_event_a_line() {
         Answer::of(missing).await.fails(404, "not_found");
     }
 }
+        let rather_json = "application/json, application/x-ndjson;q=0.1";
+        let page = client.request(Method::GET, &client.log(&id)).header(ACCEPT, rather_json);
+        assert_eq!(Answer::of(page).await.expect(200).header("content-type"), "application/json");
