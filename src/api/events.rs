@@ -17,7 +17,7 @@ use super::wire::etag::{Asked, is_conditional};
 use super::wire::query::{Query, read_options};
 use super::wire::request::Append;
 use super::{Scope, StreamPermit, accept, export};
-use crate::conversation::{Action, ConversationId, Reply};
+use crate::conversation::{Action, ConversationId, Reply, Status};
 use crate::shards::{Consistency, EventPage, EventsQuery, Order, ReadOptions, Shards};
 
 /// Events per page: by default, and at most.
@@ -128,7 +128,7 @@ pub(super) async fn read(
     }
     accept::json(&head.headers)?;
     match question.wait {
-        Some(wait) => poll(&scope, &id, question, wait).await,
+        Some(wait) => poll(&scope, &id, &head, question, wait).await,
         None => page(&scope, &id, &head, question).await,
     }
 }
@@ -164,10 +164,11 @@ async fn unchanged(
     Ok(is_known.then(|| asked.not_modified(description.version)))
 }
 
-/// A page after a cursor; an empty one is held back until an event comes or the time is up.
+/// A page after a cursor; an empty one is held back until an event comes, none can come any more, or the time is up.
 async fn poll(
     scope: &Scope,
     id: &ConversationId,
+    head: &Head,
     question: Question,
     wait: Duration,
 ) -> Result<Response, ApiError> {
@@ -175,7 +176,7 @@ async fn poll(
     let permit = StreamPermit::take(&scope.app)?;
     let shards = &scope.app.shards;
     let first = shards.events(id, query.clone(), options).await?.ok_or(ApiError::NotFound)?;
-    let page = if first.events.is_empty() {
+    let page = if is_awaited(&first) {
         let later = tokio::select! {
             later = timeout(wait, arrival(shards, id, &query, first.version)) => later,
             () = scope.app.closing.cancelled() => Ok(Ok(None)),
@@ -184,10 +185,20 @@ async fn poll(
     } else {
         first
     };
-    Ok(hold_until_sent(answer_page(scope, &query, &page).respond(StatusCode::OK), permit))
+    let asked = Asked::of(&head.uri);
+    if asked.is_known(&head.headers, page.version) {
+        return Ok(asked.not_modified(page.version));
+    }
+    let response = answer_page(scope, &query, &page).respond(StatusCode::OK);
+    Ok(hold_until_sent(asked.mark(response, page.version), permit))
 }
 
-/// The first page that is not empty, once this node has it.
+/// Whether a poll that found this page has something to wait for.
+fn is_awaited(page: &EventPage) -> bool {
+    page.events.is_empty() && page.status == Status::Active
+}
+
+/// The first page that ends the wait, once this node has it.
 async fn arrival(
     shards: &Shards,
     id: &ConversationId,
@@ -199,7 +210,7 @@ async fn arrival(
     loop {
         watcher.beyond(seen).await;
         let Some(page) = shards.events(id, query.clone(), local).await? else { return Ok(None) };
-        if !page.events.is_empty() {
+        if !is_awaited(&page) {
             return Ok(Some(page));
         }
         seen = page.version;

@@ -12,7 +12,7 @@ use super::remote::codec::ReadIndex;
 use super::route::Route;
 use super::search::{Deadline, Search};
 
-pub(super) const NO_LEADER: &str = "the conversation's group has no leader";
+pub(super) const NO_LEADER: &str = "its group has no leader";
 
 /// An attempt that failed without an effect: another one may do.
 #[derive(Debug)]

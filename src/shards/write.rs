@@ -17,7 +17,7 @@ use crate::peer::CallError;
 use crate::raft::WriteFailure;
 use crate::trace::{self, Kind};
 
-const NO_LEADER: &str = "the conversation's group has no leader";
+const NO_LEADER: &str = "its group has no leader";
 
 impl Attached {
     /// Replicates a command. [`WriteError::UnknownOutcome`] comes at once; what certainly was not applied is tried

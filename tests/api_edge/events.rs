@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use reqwest::Method;
-use reqwest::header::ACCEPT;
+use reqwest::header::{ACCEPT, IF_NONE_MATCH};
 use serde_json::{Value, json};
 
 use crate::support::{Answer, CONTEXTS, CONVERSATIONS, Client, DIALECTS, fresh};
@@ -222,12 +222,12 @@ async fn pages_of_the_log() {
             ("from_seq=1.5", "from_seq"),
             ("to_seq=-1", "to_seq"),
             ("cursor=a", "cursor"),
+            ("cursor=%ff", "cursor"),
             ("cursor=1&from_seq=1", "cursor"),
             ("order=up", "order"),
             ("wait=1", "wait"),
             ("wait=61&cursor=1", "wait"),
             ("consistency=eventual", "consistency"),
-            ("cursor=%ff", "cursor"),
             ("min_version=x", "min_version"),
             ("limit=1&limit=2", "limit"),
         ] {
@@ -309,6 +309,53 @@ async fn a_long_poll_waits_for_an_event() {
 }
 
 #[tokio::test]
+async fn a_long_poll_has_a_tag() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("poll-tag");
+    client.create(&id).await;
+    client.say(&id, "one", 1).await;
+    let poll = async |query: &str, tag: &str| {
+        let path = format!("{}?{query}", client.log(&id));
+        Answer::of(client.request(Method::GET, &path).header(IF_NONE_MATCH, tag)).await
+    };
+    let tag = poll("cursor=0&wait=30", "\"other\"").await.expect(200).header("etag").to_owned();
+    assert_eq!(poll("cursor=0&wait=30", &tag).await.expect(304).header("etag"), tag);
+    let empty = poll("cursor=1&wait=0", "\"other\"").await.expect(200);
+    assert_eq!(empty.json["events"], json!([]));
+    let empty = empty.header("etag").to_owned();
+    poll("cursor=1&wait=0", &empty).await.expect(304);
+    client.put(&id, json!({"token_budget": 5})).await.expect(200);
+    poll("cursor=1&wait=0", &empty).await.expect(200);
+    poll("cursor=0&wait=30", &tag).await.expect(200);
+    // A tag that is known does not end the wait.
+    let current = poll("cursor=1&wait=15", "\"other\"");
+    let (woken, _) = tokio::join!(current, async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.say(&id, "two", 1).await
+    });
+    assert_eq!(client.seqs(&woken.expect(200).json), [2]);
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_with_the_conversation() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("poll-end");
+    client.create(&id).await;
+    client.say(&id, "one", 1).await;
+    let started = Instant::now();
+    let path = format!("{}?cursor=1&wait=30", client.log(&id));
+    let delete = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.request(Method::DELETE, &id).send().await.unwrap()
+    };
+    let (under_way, _) = tokio::join!(client.get(&path), delete);
+    for answer in [under_way, client.get(&path).await] {
+        assert_eq!(answer.expect(200).json, json!({"events": [], "next_cursor": 1, "has_more": false}));
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "no event can come");
+}
+
+#[tokio::test]
 async fn an_export_is_the_whole_log_one_event_a_line() {
     for words in DIALECTS {
         let client = Client::shared(words);
@@ -342,11 +389,11 @@ async fn an_export_is_the_whole_log_one_event_a_line() {
         assert_eq!(downwards.len() as u64, total + 1);
         assert!(downwards.is_sorted_by(|a, b| a > b));
         assert_eq!(export("?order=desc&from_seq=-1200").await.len(), 1_200);
+        let rather_json = "application/json, application/x-ndjson;q=0.1";
+        let page = client.request(Method::GET, &client.log(&id)).header(ACCEPT, rather_json);
+        assert_eq!(Answer::of(page).await.expect(200).header("content-type"), "application/json");
         let missing =
             client.request(Method::GET, &client.log("nowhere")).header(ACCEPT, "application/x-ndjson");
         Answer::of(missing).await.fails(404, "not_found");
     }
 }
-        let rather_json = "application/json, application/x-ndjson;q=0.1";
-        let page = client.request(Method::GET, &client.log(&id)).header(ACCEPT, rather_json);
-        assert_eq!(Answer::of(page).await.expect(200).header("content-type"), "application/json");
