@@ -152,6 +152,8 @@ impl Shards {
         let deadline = Deadline::after(self.0.request_timeout);
         let mut search = Search::new(attached, group);
         let linearizable = options.consistency == Consistency::Linearizable;
+        // A linearizable read knows of every creation, which is version 0: there is nothing to wait for.
+        let min_version = options.min_version.filter(|version| !linearizable || *version > 0);
         let mut call = None;
         loop {
             let missed = match attached.readable(group) {
@@ -162,7 +164,7 @@ impl Shards {
                     };
                     match fresh {
                         Ok(()) => {
-                            await_version(replica.store(), id, options.min_version).await?;
+                            await_version(replica.store(), id, min_version).await?;
                             return Ok(Reached::Here(replica.store().clone()));
                         }
                         Err(missed) => missed,
@@ -172,7 +174,7 @@ impl Shards {
                     let call = call.get_or_insert_with(|| ReadCall {
                         id: id.as_str().to_owned(),
                         linearizable,
-                        min_version: options.min_version,
+                        min_version,
                         question: question.clone(),
                     });
                     match attached.ask(call, group, &mut search, &deadline).await {
@@ -234,20 +236,31 @@ impl Attached {
     }
 }
 
-/// Waits, within bounds, until the state here has reached a version.
+/// Waits, within bounds, until the state here has reached a version. One that is not there has not reached version 0.
 pub(super) async fn await_version(
     store: &Arc<GroupStore>,
     id: &ConversationId,
     wanted: Option<u64>,
 ) -> Result<(), ReadError> {
     let Some(wanted) = wanted else { return Ok(()) };
-    if here::version(store, id)?.unwrap_or(0) >= wanted {
+    let is_reached =
+        || Ok::<_, ReadError>(here::version(store, id)?.is_some_and(|version| version >= wanted));
+    if is_reached()? {
         return Ok(());
     }
     let mut version = store.watch(id)?;
-    match timeout(MIN_VERSION_WAIT, version.wait_for(|version| *version >= wanted)).await {
-        Ok(Ok(_)) => Ok(()),
-        _ => Err(ReadError::Unavailable(format!(
+    let reached = async {
+        // What is watched is 0 before the creation too.
+        while !is_reached()? {
+            if version.changed().await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok::<_, ReadError>(true)
+    };
+    match timeout(MIN_VERSION_WAIT, reached).await.unwrap_or(Ok(false))? {
+        true => Ok(()),
+        false => Err(ReadError::Unavailable(format!(
             "version {wanted} was not reached within {MIN_VERSION_WAIT:?}"
         ))),
     }

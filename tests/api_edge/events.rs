@@ -356,6 +356,25 @@ async fn a_long_poll_ends_with_the_conversation() {
 }
 
 #[tokio::test]
+async fn creation_is_a_version_to_wait_for() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("to-come");
+    let started = Instant::now();
+    client.get(&format!("{id}?min_version=0")).await.fails(404, "not_found");
+    assert!(started.elapsed() < Duration::from_secs(4), "a linearizable read knows");
+    let never = client.get("never?consistency=local&min_version=0");
+    let query = format!("{id}?consistency=local&min_version=0");
+    let created = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        client.create(&id).await;
+    };
+    let (never, found, ()) = tokio::join!(never, client.get(&query), created);
+    assert_eq!(found.expect(200).json["version"], 0);
+    never.fails(503, "unavailable");
+    client.get("never?consistency=local").await.fails(404, "not_found");
+}
+
+#[tokio::test]
 async fn an_export_is_the_whole_log_one_event_a_line() {
     for words in DIALECTS {
         let client = Client::shared(words);
