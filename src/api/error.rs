@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
-use crate::conversation::{Refusal, Reply};
+use crate::conversation::{MAX_METADATA_BYTES, Refusal, Reply};
 use crate::shards::{ControlError, ReadError, WriteError};
 
 /// Why a request was not served.
@@ -232,7 +232,10 @@ impl From<Refusal> for ApiError {
                 message: "Too many idempotency keys within ten minutes",
                 retry_after_ms,
             },
-            Refusal::InvalidMetadata { message } => ApiError::InvalidRequest(message),
+            // That it is an object was checked before: it has become too long by merging.
+            Refusal::InvalidMetadata { .. } => {
+                ApiError::TooLarge { what: "metadata".into(), limit_bytes: MAX_METADATA_BYTES }
+            }
         }
     }
 }

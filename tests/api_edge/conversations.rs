@@ -161,6 +161,20 @@ async fn metadata_is_merged() {
 }
 
 #[tokio::test]
+async fn metadata_that_grows_too_long_is_refused_alike() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("long-metadata");
+    let half = "x".repeat(40_000);
+    let whole = client.put(&id, json!({"metadata": {"a": half, "b": half}})).await;
+    client.put(&id, json!({"metadata": {"a": half}})).await.expect(201);
+    let merged = client.send(Method::PATCH, &format!("{id}/metadata"), json!({"b": half})).await;
+    for refused in [whole, merged] {
+        refused.fails(413, "too_large");
+        assert_eq!(refused.json["limit_bytes"], 65_536);
+    }
+}
+
+#[tokio::test]
 async fn listing_pages_in_id_order_with_filters() {
     for words in DIALECTS {
         let client = Client::shared(words);
