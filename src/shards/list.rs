@@ -3,10 +3,11 @@
 //! Consistent per group, not a snapshot. A page looks at a bounded number of conversations, so it may be empty and
 //! still have a cursor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use serde_json::value::RawValue;
 
 use super::attached::Attached;
 use super::fresh::Missed;
@@ -263,12 +264,14 @@ fn matches(query: &ListQuery, description: &Description) -> bool {
     if query.metadata.is_empty() {
         return true;
     }
-    let Ok(metadata) = serde_json::from_slice::<serde_json::Map<_, _>>(&description.metadata) else {
+    // As kept and shown: a number that went through a double would be another text.
+    let Ok(metadata) = serde_json::from_slice::<HashMap<String, &RawValue>>(&description.metadata) else {
         return false;
     };
-    query.metadata.iter().all(|(key, wanted)| match metadata.get(key) {
-        Some(serde_json::Value::String(text)) => text == wanted,
-        Some(other) => serde_json::to_string(other).is_ok_and(|text| text == *wanted),
-        None => false,
+    query.metadata.iter().all(|(key, wanted)| {
+        metadata.get(key).is_some_and(|value| match serde_json::from_str::<String>(value.get()) {
+            Ok(text) => text == *wanted,
+            Err(_) => value.get() == wanted,
+        })
     })
 }

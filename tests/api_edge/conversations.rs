@@ -175,6 +175,29 @@ async fn metadata_that_grows_too_long_is_refused_alike() {
 }
 
 #[tokio::test]
+async fn a_filter_takes_values_as_they_are_shown() {
+    let client = Client::shared(CONVERSATIONS);
+    let id = fresh("verbatim-filter");
+    let metadata = r#"{"long":12345678901234567890123,"exp":1e2,"on":true,"text":"a\u00e9","digits":"7"}"#;
+    let body = format!(r#"{{"metadata":{metadata}}}"#);
+    let request = client.request(Method::PUT, &id).header("content-type", "application/json").body(body);
+    crate::support::Answer::of(request).await.expect(201);
+    for (filter, matches) in [
+        ("long=12345678901234567890123", true),
+        ("exp=1e2", true),
+        ("exp=100.0", false),
+        ("on=true", true),
+        ("text=a%C3%A9", true),
+        ("digits=7", true),
+        ("digits=8", false),
+        ("absent=null", false),
+    ] {
+        let found = ids(&client, &format!("?prefix={id}&metadata.{filter}")).await;
+        assert_eq!(found == [id.clone()], matches, "{filter}");
+    }
+}
+
+#[tokio::test]
 async fn listing_pages_in_id_order_with_filters() {
     for words in DIALECTS {
         let client = Client::shared(words);
