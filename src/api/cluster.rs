@@ -7,9 +7,12 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
+use super::wire::json::check;
+use super::wire::shape::{Object, must_be, string};
 use super::{Scope, accept};
 use crate::shards::placement::GROUPS;
 use crate::shards::{ClusterControl, ClusterStatus, LinkStatus, NodeStatus, Standing};
@@ -92,11 +95,6 @@ async fn named(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<String, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Named {
-        name: Option<String>,
-    }
     let pairs: Vec<_> = form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()).collect();
     let given = match pairs.as_slice() {
         [] => None,
@@ -104,18 +102,27 @@ async fn named(
         _ => return Err(ApiError::InvalidRequest("The one parameter is name, the name of a node".into())),
     };
     let body = scope.receive(headers, body).await?;
-    let from_body = if body.bytes.is_empty() {
-        None
-    } else {
-        let named: Named = serde_json::from_slice(&body.bytes).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => {
-                ApiError::InvalidRequest(format!("The body is {{\"name\": \"NODE\"}}: {error}"))
-            }
-            _ => ApiError::InvalidJson(error.to_string()),
-        })?;
-        named.name
-    };
+    let from_body = name_in(&body.bytes)?;
     Ok(given.or(from_body).unwrap_or_else(|| scope.app.config.node_name.clone()))
+}
+
+/// The name in a body, which may be empty.
+fn name_in(bytes: &[u8]) -> Result<Option<String>, ApiError> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        name: Option<&'a RawValue>,
+    }
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let text = check(bytes).map_err(|fault| ApiError::InvalidJson(fault.to_string()))?;
+    let body: Object<Named<'_>> = serde_json::from_str(text).map_err(|error| match error.is_data() {
+        true => ApiError::InvalidRequest("name is given twice".into()),
+        false => ApiError::InvalidJson(format!("The body is not valid JSON: {error}")),
+    })?;
+    let Some(name) = body.expect("The body")?.name else { return Ok(None) };
+    string(name).map(|name| Some(name.into_owned())).ok_or_else(|| must_be("name", "a string"))
 }
 
 fn describe(scope: &Scope, status: &ClusterStatus) -> Value {

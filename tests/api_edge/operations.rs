@@ -112,7 +112,15 @@ async fn changes_of_the_cluster_are_refused_with_reasons() {
         ask(Method::POST, &format!("{path}?node=other")).await.fails(400, "invalid_request");
         let body = async |body: &'static str| Answer::of(client.raw(Method::POST, path).body(body)).await;
         body(r#"{"name": "other"}"#).await.fails(404, "not_found");
-        body(r#"{"name": 1}"#).await.fails(400, "invalid_request");
+        body(r#"{"name": "other", "more": [1]}"#).await.fails(404, "not_found");
+        for (wrong, message) in [
+            (r#"{"name": 1}"#, "name must be a string"),
+            (r#"{"name": {"name": "other"}}"#, "name must be a string"),
+            (r#"["other"]"#, "The body must be an object"),
+            (r#"{"name": "a", "name": "b"}"#, "name is given twice"),
+        ] {
+            assert_eq!(body(wrong).await.fails(400, "invalid_request"), message);
+        }
         body(r#"{"name": "#).await.fails(400, "invalid_json");
     }
 }
