@@ -148,7 +148,8 @@ impl ApiError {
             ApiError::Internal(_) => "Internal error; the log has the details under this request_id".into(),
             ApiError::Unavailable(why) => format!("Not applied, safe to retry: {why}"),
             ApiError::ArchiveUnavailable(why) => {
-                format!("Some of these events are only in the archive, which cannot be read now: {why}")
+                let events = dialect.events();
+                format!("Some of these {events} are only in the archive, which cannot be read now: {why}")
             }
             ApiError::UnknownOutcome(why) => format!(
                 "May or may not have been applied ({why}): retry with the same idempotency_key or if_version"

@@ -18,7 +18,7 @@ const ROUND_MAX: Duration = Duration::from_secs(2);
 /// Why a read could not be confirmed. Reads have no effect: all of it is safe to retry.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadFailure {
-    #[error("this node does not lead the conversation's group")]
+    #[error("this node does not lead the group")]
     NotLeader,
     #[error("{0}")]
     Unavailable(String),
@@ -80,6 +80,14 @@ async fn round(raft: &Raft<TypeConfig, StateMachine>) -> Result<u64, ReadFailure
     match linearizer {
         Ok(linearizer) => Ok(linearizer.read_log_id().index()),
         Err(error) if error.forward_to_leader().is_some() => Err(ReadFailure::NotLeader),
-        Err(error) => Err(ReadFailure::Unavailable(error.to_string())),
+        Err(error) => {
+            // Clients are told the reason; the nodes and their addresses are for the log.
+            tracing::debug!(event = "read_not_confirmed", %error);
+            let why = match error.api_error() {
+                Some(_) => "a quorum did not confirm the read",
+                None => "the group is stopping on the node asked",
+            };
+            Err(ReadFailure::Unavailable(why.into()))
+        }
     }
 }
