@@ -170,7 +170,7 @@ impl Describe {
             .query(
                 "cursor",
                 Kind::Number,
-                "Only after this seq (before it when descending). Excludes `from_seq`.",
+                "Only after this seq (before it when descending). With `order=asc` it excludes `from_seq`.",
             )
             .query("order", Kind::OneOf(&["asc", "desc"]), "`asc` by default.")
             .query("limit", PAGE, "100 by default.")

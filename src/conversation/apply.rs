@@ -368,7 +368,7 @@ impl ChangeTo<'_> {
         let (from_seq, to_seq) = (range.from.unwrap_or(1), range.to.unwrap_or(last_seq));
         let invalid = |message: String, covering| Err(Refusal::InvalidRange { message, covering });
         if last_seq == 0 {
-            return invalid("the conversation has no events to compact".to_owned(), None);
+            return invalid("there is nothing to compact yet".to_owned(), None);
         }
         if from_seq == 0 || from_seq > to_seq || to_seq > last_seq {
             let message =

@@ -40,7 +40,7 @@ const TRANSFER_MAX: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum WriteFailure {
     /// The command was refused before it was appended.
-    #[error("this node does not lead the conversation's group")]
+    #[error("this node does not lead its group")]
     NotLeader,
     /// The command may have been or may yet be applied.
     #[error("{0}")]
