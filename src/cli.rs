@@ -4,6 +4,7 @@
 //! standard error. Standard output carries answers only; logs go to standard error.
 
 mod advise;
+mod answers;
 mod append;
 mod archive;
 mod backup;
@@ -30,6 +31,7 @@ use self::advise::AdviseArgs;
 use self::append::AppendArgs;
 use self::archive::ArchiveArgs;
 use self::backup::{BackupArgs, RestoreArgs};
+use self::client::ClientError;
 use self::cluster::ClusterArgs;
 use self::conversations::{CompactArgs, ListArgs, PutArgs, WindowArgs};
 use self::events::{EventsArgs, TailArgs};
@@ -41,6 +43,7 @@ use crate::{logging, server, trace};
 
 /// Asked wrongly: what `EX_USAGE` is elsewhere, and what clap answers.
 const EXIT_USAGE: u8 = 2;
+const EXIT_FAILURE: u8 = 1;
 
 /// A replicated conversation log: append, window, compact, replay, stream.
 ///
@@ -121,7 +124,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Config { sample: true } => answer(&config::sample()),
         Command::Advise(args) => advise::run(&args, &settings),
         Command::Completions(args) => answer(&reference::completions(&args)),
-        Command::Man(args) => ended(reference::man(&args)),
+        Command::Man(args) => ended(reference::man(&args).map_err(Failed::from)),
         command => match settings() {
             Ok(settings) => ask_with(command, &settings),
             Err(error) => refuse(&error),
@@ -155,22 +158,39 @@ fn ask_with(command: Command, settings: &Settings) -> ExitCode {
     }
 }
 
-/// Waits for an answer and prints it.
-fn ask<E: std::fmt::Display>(answering: impl Future<Output = Result<String, E>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let asked = match &runtime {
-        Ok(runtime) => runtime.block_on(answering).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    ended(asked)
+/// Why there is no answer: one line, and the exit code.
+struct Failed {
+    why: String,
+    code: u8,
 }
 
-fn ended(result: Result<String, String>) -> ExitCode {
+impl From<String> for Failed {
+    fn from(why: String) -> Failed {
+        Failed { why, code: EXIT_FAILURE }
+    }
+}
+
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Failed {
+        error.to_string().into()
+    }
+}
+
+/// Waits for an answer and prints it.
+fn ask<E: Into<Failed>>(answering: impl Future<Output = Result<String, E>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    ended(match &runtime {
+        Ok(runtime) => runtime.block_on(answering).map_err(Into::into),
+        Err(error) => Err(error.to_string().into()),
+    })
+}
+
+fn ended(result: Result<String, Failed>) -> ExitCode {
     match result {
         Ok(text) => answer(&text),
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
+        Err(Failed { why, code }) => {
+            complain(&why);
+            ExitCode::from(code)
         }
     }
 }

@@ -16,7 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use self::calibrate::CalibrateArgs;
 use self::check::CheckArgs;
 use self::sizing::PlanArgs;
-use super::EXIT_USAGE;
+use super::{EXIT_USAGE, Failed};
 use crate::advise::workload::BadInput;
 use crate::advise::{RULES, alerts, document::Document, rule};
 use crate::config::Settings;
@@ -66,12 +66,6 @@ enum Format {
 struct Outcome {
     text: String,
     code: ExitCode,
-}
-
-/// Why there is no outcome: one line, and the exit code.
-struct Failed {
-    why: String,
-    code: u8,
 }
 
 impl From<BadInput> for Failed {

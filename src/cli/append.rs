@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::batches::{Appended, Batches};
+use super::batches::{Appended, Batches, refused};
 use super::client::{Client, NodeArgs, path_of};
 use super::conversations::{answered, object};
-use super::{progress, show};
+use super::{Failed, progress, show};
 use crate::config::Config;
 
 #[derive(Debug, Args)]
@@ -52,13 +52,14 @@ pub(super) struct AppendArgs {
     json: bool,
 }
 
-pub(super) async fn run(args: &AppendArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn run(args: &AppendArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
     if args.create {
         let path = path_of(&args.id);
-        client.patiently(Method::PUT, &path, "{}".into()).await?;
+        let created = client.patiently(Method::PUT, &path, "{}".into()).await;
+        created.map_err(|error| error.about(&args.id))?;
     }
-    if args.ndjson { many(args, &client).await } else { one(args, &client).await }
+    Ok(if args.ndjson { many(args, &client).await? } else { one(args, &client).await? })
 }
 
 async fn one(args: &AppendArgs, client: &Client) -> Result<String, String> {
@@ -82,13 +83,14 @@ async fn one(args: &AppendArgs, client: &Client) -> Result<String, String> {
     let if_version = args.if_version.map(|version| format!(r#","if_version":{version}"#)).unwrap_or_default();
     let body = format!(r#"{{"event":{{{event}}},"idempotency_key":{}{if_version}}}"#, json!(key));
     let path = format!("{}/events", path_of(&args.id));
-    let answer = client.patiently(Method::POST, &path, body.into()).await?;
-    Ok(answered(&answer, args.json, |answer| {
+    let answer = client.patiently(Method::POST, &path, body.into()).await;
+    let answer = answer.map_err(|error| refused(&args.id, error))?;
+    Ok(answered(&answer, &path, args.json, |answer: Value| {
         let [seq, version, tokens] =
             ["seq", "version", "token_estimate"].map(|member| show::number(&answer[member]));
         let known = if answer["deduped"] == true { ", which was there already" } else { "" };
         format!("#{seq}{known}: version {version}, {tokens} tokens\n")
-    }))
+    })?)
 }
 
 async fn many(args: &AppendArgs, client: &Client) -> Result<String, String> {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::client::{ATTEMPTS_APART, ATTEMPTS_MAX, Client, ClientError, NodeArgs, encoded};
 use super::listing::Listing;
-use super::progress;
+use super::{Failed, progress};
 use crate::archive::{self, Log, Restored, Target};
 use crate::config::Config;
 use crate::conversation::ConversationId;
@@ -43,16 +43,16 @@ pub(super) async fn migrate(config: &Config) -> Result<String, String> {
 }
 
 /// Answers what to print, as an error when anything differs.
-pub(super) async fn run(args: &ArchiveArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn run(args: &ArchiveArgs, config: &Config) -> Result<String, Failed> {
     let ArchiveCommand::Verify { conversation } = &args.command;
     let only = conversation.as_deref().map(ConversationId::parse).transpose();
     let only = only.map_err(|error| error.to_string())?;
-    let node = Node(args.node.client(config).map_err(|error| error.to_string())?);
+    let node = Node(args.node.client(config)?);
     let cluster = node.cluster().await?;
     let findings = archive::verify(postgres(config)?, cluster, &node, only.as_ref()).await?;
     match findings.different {
         0 => Ok(findings.to_string()),
-        _ => Err(findings.to_string().trim_end().to_owned()),
+        _ => Err(findings.to_string().trim_end().to_owned().into()),
     }
 }
 
@@ -99,7 +99,7 @@ impl Log for Node {
         Box::pin(async move {
             let mut listing = Listing::of(&self.0).after(after.map(ConversationId::as_str));
             let page = listing.next().await?.unwrap_or_default();
-            let ids = page.iter().filter_map(|conversation| conversation["id"].as_str());
+            let ids = page.iter().map(|described| &described.conversation.id);
             ids.map(|id| ConversationId::parse(id).map_err(|error| error.to_string())).collect()
         })
     }

@@ -8,7 +8,8 @@ use http::Method;
 use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 
-use super::client::{Client, path_of};
+use super::answers::parse;
+use super::client::{Client, ClientError, path_of};
 
 /// Most events of a batch, and bytes of them, which is less than any server refuses; a longer line goes alone.
 const EVENTS_MAX: usize = 500;
@@ -85,8 +86,8 @@ impl<'a> Batches<'a> {
         let body = format!(r#"{{"events":[{}],"idempotency_key":"{key}"}}"#, self.body);
         let path = format!("{}/events", path_of(&self.id));
         let answer = self.client.patiently(Method::POST, &path, body.into()).await;
-        let answer = answer.map_err(|error| format!("{}: events {first} to {last}: {error}", self.id))?;
-        let answer: Value = serde_json::from_slice(&answer).unwrap_or(Value::Null);
+        let refused = |error| refused(&format!("{}: events {first} to {last}", self.id), error);
+        let answer: Value = parse(&answer.map_err(refused)?, &path)?;
         self.done.events += self.count as u64;
         if answer["deduped"] == true {
             self.done.known += self.count as u64;
@@ -95,6 +96,15 @@ impl<'a> Batches<'a> {
         self.body.clear();
         Ok(())
     }
+}
+
+/// Why an append to this was refused, and what to do about it.
+pub(super) fn refused(what: &str, error: ClientError) -> String {
+    let hint = match error {
+        ClientError::Refused { status: 404, .. } => "; --create creates it",
+        _ => "",
+    };
+    format!("{}{hint}", error.about(what))
 }
 
 fn key(id: &str, first: u64, events: &str) -> String {

@@ -14,11 +14,14 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use super::answers::parse;
+use super::{EXIT_USAGE, Failed};
 use crate::config::Config;
 use crate::tls::Dialler;
 
@@ -46,8 +49,14 @@ pub(super) struct NodeArgs {
 }
 
 impl NodeArgs {
-    pub(super) fn client(&self, config: &Config) -> Result<Client, ClientError> {
-        Client::new(self.url.as_deref(), self.ca.as_deref(), config)
+    pub(super) fn client(&self, config: &Config) -> Result<Client, Failed> {
+        let setting = if self.url.is_some() { "--url" } else { "FASTPACA_URL" };
+        Client::new(self.url.as_deref(), self.ca.as_deref(), config).map_err(|error| match error {
+            ClientError::Url(_) | ClientError::NoAuthority => {
+                Failed { why: format!("{setting}: {error}"), code: EXIT_USAGE }
+            }
+            error => error.into(),
+        })
     }
 }
 
@@ -64,9 +73,23 @@ pub(super) enum ClientError {
     Unreachable { to: String, why: String },
     #[error("{to} did not answer: {why}")]
     NoAnswer { to: String, why: String },
+    #[error("the answer to {what} cannot be read: {why}")]
+    Unreadable { what: String, why: String },
     /// What the server said.
     #[error("{said}")]
     Refused { status: u16, current_version: Option<u64>, said: String },
+}
+
+impl ClientError {
+    /// The same of this conversation, which what a server says does not name.
+    pub(super) fn about(self, id: &str) -> ClientError {
+        match self {
+            ClientError::Refused { status, current_version, said } => {
+                ClientError::Refused { status, current_version, said: format!("{id}: {said}") }
+            }
+            error => error,
+        }
+    }
 }
 
 impl From<ClientError> for String {
@@ -133,7 +156,12 @@ impl Client {
     /// As [`Client::ask`], with a body.
     pub(super) async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
         let body = self.exchange(method, path, body).await?;
-        Ok(serde_json::from_slice(&body).unwrap_or(Value::Null))
+        if body.is_empty() { Ok(Value::Null) } else { parse(&body, path) }
+    }
+
+    /// What the answer says, which is asked for as [`Client::patiently`] does.
+    pub(super) async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        parse(&self.patiently(Method::GET, path, Bytes::new()).await?, path)
     }
 
     /// The answer as text.

@@ -1,11 +1,16 @@
 //! `fastpaca cluster`: shows the cluster and changes who is in it, by asking one of its nodes.
 
+use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
 
-use super::client::{ClientError, NodeArgs, encoded};
+use super::Failed;
+use super::client::{NodeArgs, encoded};
+use super::conversations::answered;
 use crate::config::Config;
+
+const PATH: &str = "/v1/cluster";
 
 /// What is asked, and of whom.
 #[derive(Debug, Args)]
@@ -34,26 +39,24 @@ enum ClusterCommand {
 }
 
 /// Asks, and answers what to print.
-pub(super) async fn run(args: &ClusterArgs, config: &Config) -> Result<String, ClientError> {
+pub(super) async fn run(args: &ClusterArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
     match &args.command {
         ClusterCommand::Status { json } => {
-            let status = client.ask(Method::GET, "/v1/cluster").await?;
-            Ok(if *json { format!("{status:#}\n") } else { table(&status) })
+            let status = client.exchange(Method::GET, PATH, Bytes::new()).await?;
+            Ok(answered(&status, PATH, *json, |status| table(&status))?)
         }
-        ClusterCommand::Drain { name } => client
-            .ask(Method::POST, &format!("/v1/cluster/drain?name={}", encoded(name)))
-            .await
-            .map(|status| {
-                let left = node(&status, name).map_or(0, |node| number(&node["groups"]));
-                format!("{name} is draining: {left} groups are still on it\n")
-            }),
+        ClusterCommand::Drain { name } => {
+            let status = client.ask(Method::POST, &format!("{PATH}/drain?name={}", encoded(name))).await?;
+            let left = node(&status, name).map_or(0, |node| number(&node["groups"]));
+            Ok(format!("{name} is draining: {left} groups are still on it\n"))
+        }
         ClusterCommand::Undrain { name } => {
-            client.ask(Method::POST, &format!("/v1/cluster/undrain?name={}", encoded(name))).await?;
+            client.ask(Method::POST, &format!("{PATH}/undrain?name={}", encoded(name))).await?;
             Ok(format!("{name} is active\n"))
         }
         ClusterCommand::Remove { name } => {
-            client.ask(Method::DELETE, &format!("/v1/cluster/nodes/{}", encoded(name))).await?;
+            client.ask(Method::DELETE, &format!("{PATH}/nodes/{}", encoded(name))).await?;
             Ok(format!("{name} is no member any more\n"))
         }
     }

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http::Method;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
 
+use super::answers::parse;
 use super::append::standard_input;
-use super::client::{NodeArgs, path_of};
+use super::client::{ClientError, NodeArgs, path_of};
 use super::listing::Listing;
-use super::show;
+use super::{Failed, show};
 use crate::config::Config;
 
 #[derive(Debug, Args)]
@@ -112,7 +114,7 @@ enum Status {
     Tombstoned,
 }
 
-pub(super) async fn put(args: &PutArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn put(args: &PutArgs, config: &Config) -> Result<String, Failed> {
     // Written by hand: JSON that was given is sent as it is.
     let members = [
         ("token_budget", args.token_budget.map(|tokens| tokens.to_string())),
@@ -125,41 +127,49 @@ pub(super) async fn put(args: &PutArgs, config: &Config) -> Result<String, Strin
     let client = args.node.client(config)?;
     let path = path_of(&args.id);
     // The same settings once more change nothing.
-    let answer = client.patiently(Method::PUT, &path, body.into()).await?;
-    Ok(answered(&answer, args.json, show::conversation))
+    let answer = client.patiently(Method::PUT, &path, body.into()).await;
+    let answer = answer.map_err(|error| error.about(&args.id))?;
+    Ok(answered(&answer, &path, args.json, |answer| show::conversation(&answer))?)
 }
 
-pub(super) async fn window(args: &WindowArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn window(args: &WindowArgs, config: &Config) -> Result<String, Failed> {
     let mut path = format!("{}/window?explain={}", path_of(&args.id), args.explain);
     for (name, value) in [("budget_tokens", args.budget), ("at_version", args.at_version)] {
         path.extend(value.map(|value| format!("&{name}={value}")));
     }
-    let answer = args.node.client(config)?.patiently(Method::GET, &path, Bytes::new()).await?;
-    Ok(answered(&answer, args.json, show::window))
+    let answer = args.node.client(config)?.patiently(Method::GET, &path, Bytes::new()).await;
+    let answer = answer.map_err(|error| error.about(&args.id))?;
+    Ok(answered(&answer, &path, args.json, |answer| show::window(&answer))?)
 }
 
-pub(super) async fn compact(args: &CompactArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn compact(args: &CompactArgs, config: &Config) -> Result<String, Failed> {
+    let message = |text: &str| json!([{"role": args.role, "content": text}]).to_string();
     let replacement = match (&args.file, &args.text) {
         (Some(path), _) => {
-            let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?
+            let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+            let text = fs::read(path).map_err(|error| failed(&error))?;
+            let value: &RawValue = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+            value.get().to_owned()
         }
-        (None, Some(text)) => json!([{"role": args.role, "content": text}]),
-        (None, None) => json!([{"role": args.role, "content": standard_input()?}]),
+        (None, Some(text)) => message(text),
+        (None, None) => message(&standard_input()?),
     };
-    let mut body = json!({"replacement": replacement});
+    // Written by hand: JSON that was given is sent as it is.
+    let mut body = format!(r#"{{"replacement":{replacement}"#);
     for (name, value) in [("from_seq", args.from), ("to_seq", args.to), ("if_version", args.if_version)] {
-        if let Some(value) = value {
-            body[name] = value.into();
-        }
+        body.extend(value.map(|value| format!(r#","{name}":{value}"#)));
     }
+    body.push('}');
     let path = format!("{}/compact", path_of(&args.id));
     // Sent once: without `if_version` nothing tells a second compaction from the first.
-    let answer = args.node.client(config)?.exchange(Method::POST, &path, body.to_string().into()).await?;
-    Ok(answered(&answer, args.json, |answer| format!("version {}\n", show::number(&answer["version"]))))
+    let answer = args.node.client(config)?.exchange(Method::POST, &path, body.into()).await;
+    let answer = answer.map_err(|error| error.about(&args.id))?;
+    Ok(answered(&answer, &path, args.json, |answer: Value| {
+        format!("version {}\n", show::number(&answer["version"]))
+    })?)
 }
 
-pub(super) async fn list(args: &ListArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn list(args: &ListArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
     let mut listing = Listing::of(&client);
     if let Some(prefix) = &args.prefix {
@@ -178,7 +188,7 @@ pub(super) async fn list(args: &ListArgs, config: &Config) -> Result<String, Str
         page.truncate(left);
         left -= page.len();
         let text = match args.json {
-            true => page.iter().map(|one| format!("{one}\n")).collect(),
+            true => page.iter().map(|one| show::line(one.text.get().as_bytes())).collect(),
             false => show::table(&page),
         };
         show::put(text.as_bytes())?;
@@ -186,12 +196,14 @@ pub(super) async fn list(args: &ListArgs, config: &Config) -> Result<String, Str
     Ok(String::new())
 }
 
-/// The server's own words on one line, or what they mean.
-pub(super) fn answered(answer: &Bytes, json: bool, meaning: impl Fn(&Value) -> String) -> String {
-    if json {
-        return format!("{}\n", String::from_utf8_lossy(answer));
-    }
-    meaning(&serde_json::from_slice(answer).unwrap_or(Value::Null))
+/// The server's own words on one line, or what they mean, which were an answer to `what`.
+pub(super) fn answered<'a, T: Deserialize<'a>>(
+    answer: &'a [u8],
+    what: &str,
+    json: bool,
+    meaning: impl FnOnce(T) -> String,
+) -> Result<String, ClientError> {
+    if json { Ok(show::line(answer)) } else { parse(answer, what).map(meaning) }
 }
 
 /// A strategy by its name, or all of a policy.
@@ -204,8 +216,12 @@ fn policy(given: &str) -> Result<String, String> {
 
 /// Its text, which must be that of a JSON object.
 pub(super) fn object(given: &str) -> Result<String, String> {
-    let value: Value = serde_json::from_str(given).map_err(|error| error.to_string())?;
-    if value.is_object() { Ok(given.to_owned()) } else { Err("it must be a JSON object".to_owned()) }
+    let value: &RawValue = serde_json::from_str(given).map_err(|error| error.to_string())?;
+    if value.get().starts_with('{') {
+        Ok(given.to_owned())
+    } else {
+        Err("it must be a JSON object".to_owned())
+    }
 }
 
 fn pair(given: &str) -> Result<(String, String), String> {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
-use http::{Method, StatusCode};
-use serde_json::{Value, value::RawValue};
+use http::StatusCode;
+use serde_json::value::RawValue;
 use tokio::time::sleep;
 
+use super::answers::{Conversation, parse};
 use super::client::{Client, ClientError, NodeArgs, path_of};
-use super::show;
+use super::{Failed, show};
 use crate::config::Config;
 
 pub(super) const NDJSON: &str = "application/x-ndjson";
@@ -58,7 +58,7 @@ pub(super) struct TailArgs {
     json: bool,
 }
 
-pub(super) async fn events(args: &EventsArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn events(args: &EventsArgs, config: &Config) -> Result<String, Failed> {
     let from =
         args.last.map_or(args.from.map_or(String::from("1"), |from| from.to_string()), |n| format!("-{n}"));
     let to = args.to.map(|to| format!("&to_seq={to}")).unwrap_or_default();
@@ -66,12 +66,10 @@ pub(super) async fn events(args: &EventsArgs, config: &Config) -> Result<String,
     Ok(String::new())
 }
 
-pub(super) async fn tail(args: &TailArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn tail(args: &TailArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
-    let path = path_of(&args.id);
-    let described = client.patiently(Method::GET, &path, Bytes::new()).await?;
-    let described: Value = serde_json::from_slice(&described).unwrap_or(Value::Null);
-    let (version, last_seq) = (show::number(&described["version"]), show::number(&described["last_seq"]));
+    let described: Result<Conversation, _> = client.read(&path_of(&args.id)).await;
+    let Conversation { version, last_seq, .. } = described.map_err(|error| error.about(&args.id))?;
     if args.lines > 0 && last_seq > 0 {
         let from = (last_seq + 1).saturating_sub(args.lines.unsigned_abs()).max(1);
         print_range(&client, &args.id, &format!("from_seq={from}&to_seq={last_seq}"), args.json).await?;
@@ -85,20 +83,19 @@ pub(super) async fn tail(args: &TailArgs, config: &Config) -> Result<String, Str
 /// Prints a range of the log, which `query` says.
 async fn print_range(client: &Client, id: &str, query: &str, json: bool) -> Result<(), String> {
     let path = format!("{}/events?{query}", path_of(id));
-    let mut lines = client.lines(&path, NDJSON).await?;
+    let mut lines = client.lines(&path, NDJSON).await.map_err(|error| error.about(id))?;
     while let Some(line) = lines.next(RANGE_PATIENCE).await? {
-        print_event(&line, json)?;
+        print_event(&line, &path, json)?;
     }
     Ok(())
 }
 
-fn print_event(event: &[u8], json: bool) -> Result<(), String> {
+/// Prints a line of what `path` answers.
+fn print_event(event: &[u8], path: &str, json: bool) -> Result<(), String> {
     if json {
         return show::put_line(event);
     }
-    let event: Value =
-        serde_json::from_slice(event).map_err(|error| format!("the server's answer: {error}"))?;
-    show::put(show::message(&event).as_bytes())
+    show::put(show::message(&parse(event, path)?).as_bytes())
 }
 
 /// What is printed, and how far it has come.
@@ -164,7 +161,7 @@ impl Follower<'_> {
                 if seq > self.last_seq + 1 {
                     self.make_up(seq - 1).await?;
                 }
-                print_event(event.get().as_bytes(), self.json).map_err(Broken::For)?;
+                print_event(event.get().as_bytes(), "the stream", self.json).map_err(Broken::For)?;
                 self.last_seq = seq;
             }
             ("reset", ..) => return Err(odd(&"the conversation is not the one it was")),

@@ -5,7 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use http::Method;
 
-use super::client::{ClientError, NodeArgs};
+use super::Failed;
+use super::client::NodeArgs;
 use crate::config::Config;
 
 /// A node that takes longer is not well.
@@ -22,7 +23,7 @@ pub(super) struct HealthArgs {
 }
 
 /// Answers what to print; an error says why the node is not well.
-pub(super) async fn run(args: &HealthArgs, config: &Config) -> Result<String, ClientError> {
+pub(super) async fn run(args: &HealthArgs, config: &Config) -> Result<String, Failed> {
     // Health needs no key.
     let client = args.node.client(config)?.without_key().within(ANSWER_MAX);
     let path = if args.live { "/health/live" } else { "/health/ready" };

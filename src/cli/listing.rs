@@ -1,9 +1,6 @@
 //! The conversations of a cluster in the order of their ids, a page at a time.
 
-use bytes::Bytes;
-use http::Method;
-use serde_json::Value;
-
+use super::answers::{Described, Page};
 use super::client::{Client, ClientError, encoded};
 
 /// Conversations asked for at a time.
@@ -36,18 +33,16 @@ impl<'a> Listing<'a> {
     }
 
     /// The next conversations, at least one; `None` after the last.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<Value>>, ClientError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Described>>, ClientError> {
         while !self.ended {
             let cursor = self.cursor.as_deref().map(|id| format!("&cursor={}", encoded(id)));
             let path = format!("/v1/conversations?limit={PAGE}{}{}", self.filter, cursor.unwrap_or_default());
-            let page = self.client.patiently(Method::GET, &path, Bytes::new()).await?;
-            let page: Value = serde_json::from_slice(&page).unwrap_or(Value::Null);
-            self.cursor = page["next_cursor"].as_str().map(str::to_owned);
+            let Page { conversations, next_cursor } = self.client.read(&path).await?;
+            self.cursor = next_cursor;
             self.ended = self.cursor.is_none();
             // A page may be empty with more to come.
-            match page["conversations"].as_array() {
-                Some(found) if !found.is_empty() => return Ok(Some(found.clone())),
-                _ => {}
+            if !conversations.is_empty() {
+                return Ok(Some(conversations));
             }
         }
         Ok(None)
@@ -66,9 +61,9 @@ impl Amount {
     pub(super) async fn of(mut listing: Listing<'_>) -> Result<Amount, ClientError> {
         let mut amount = Amount::default();
         while let Some(page) = listing.next().await? {
-            for conversation in page {
-                amount.events += conversation["last_seq"].as_u64().unwrap_or(0);
-                amount.versions += conversation["version"].as_u64().unwrap_or(0) + 1;
+            for Described { conversation, .. } in page {
+                amount.events += conversation.last_seq;
+                amount.versions += conversation.version + 1;
             }
         }
         Ok(amount)

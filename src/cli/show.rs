@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use super::answers::{Conversation, Described, LeftOut, Message, TextPart, Window};
+
 /// Writes to standard output at once. A reader that went away (`fastpaca events ID | head`) ends the program, which is no
 /// failure.
 pub(super) fn put(bytes: &[u8]) -> Result<(), String> {
@@ -19,28 +21,31 @@ pub(super) fn put_line(bytes: &[u8]) -> Result<(), String> {
     put(&[bytes, b"\n"].concat())
 }
 
-/// One line about a conversation as the server describes it.
-pub(super) fn conversation(described: &Value) -> String {
-    let version = number(&described["version"]);
-    let (events, budget) = (number(&described["last_seq"]), number(&described["token_budget"]));
+/// JSON as a line of its own: line breaks in JSON are white space between tokens.
+pub(super) fn line(json: &[u8]) -> String {
+    format!("{}\n", String::from_utf8_lossy(json).replace(['\n', '\r'], " "))
+}
+
+/// One line about a conversation.
+pub(super) fn conversation(described: &Conversation) -> String {
+    let Conversation { status, version, last_seq, token_budget, .. } = described;
     format!(
-        "{}: {}, version {version}, {events} events, budget {budget} tokens, policy {}\n",
-        clean(text(&described["id"])),
-        text(&described["status"]),
-        text(&described["policy"]["strategy"]),
+        "{}: {status}, version {version}, {last_seq} events, budget {token_budget} tokens, policy {}\n",
+        clean(&described.id),
+        clean(&described.policy.strategy),
     )
 }
 
 /// Conversations as a table.
-pub(super) fn table(conversations: &[Value]) -> String {
+pub(super) fn table(page: &[Described]) -> String {
     let mut rows = Vec::new();
-    for described in conversations {
+    for Described { conversation, .. } in page {
         rows.push([
-            clean(text(&described["id"])),
-            text(&described["status"]).to_owned(),
-            number(&described["version"]).to_string(),
-            number(&described["last_seq"]).to_string(),
-            text(&described["updated_at"]).to_owned(),
+            clean(&conversation.id),
+            conversation.status.clone(),
+            conversation.version.to_string(),
+            conversation.last_seq.to_string(),
+            conversation.updated_at.clone(),
         ]);
     }
     let widths: [usize; 5] =
@@ -56,22 +61,17 @@ pub(super) fn table(conversations: &[Value]) -> String {
 }
 
 /// A message of the log or of a window, over several lines.
-pub(super) fn message(message: &Value) -> String {
-    let seq = number(&message["seq"]);
-    let seqs = match message["to_seq"].as_u64() {
+pub(super) fn message(message: &Message) -> String {
+    let Message { seq, inserted_at, token_count, .. } = message;
+    let seqs = match message.to_seq {
         Some(to_seq) => format!("{seq}-{to_seq} (summary)"),
         None => seq.to_string(),
     };
-    let mut out = format!(
-        "#{seqs} {} {} ({} tokens)\n",
-        text(&message["inserted_at"]),
-        clean(text(&message["role"])),
-        number(&message["token_count"]),
-    );
-    for part in message["parts"].as_array().into_iter().flatten() {
-        let shown = match (part["type"].as_str(), part["text"].as_str()) {
-            (Some("text"), Some(said)) => said.to_owned(),
-            _ => part.to_string(),
+    let mut out = format!("#{seqs} {inserted_at} {} ({token_count} tokens)\n", clean(&message.role));
+    for part in &message.parts {
+        let shown = match serde_json::from_str(part.get()) {
+            Ok(TextPart { r#type, text }) if r#type == "text" => text,
+            _ => part.get().to_owned(),
         };
         for line in clean(&shown).lines() {
             out.push_str(&format!("    {line}\n"));
@@ -81,27 +81,18 @@ pub(super) fn message(message: &Value) -> String {
 }
 
 /// What a window holds, and how full it is.
-pub(super) fn window(window: &Value) -> String {
-    let mut out: String = window["messages"].as_array().into_iter().flatten().map(message).collect();
-    let needs = if window["needs_compaction"] == true { ", needs compaction" } else { "" };
-    out.push_str(&format!(
-        "version {}: {} tokens used{needs}\n",
-        number(&window["version"]),
-        number(&window["used_tokens"]),
-    ));
-    for left in window["left_out"].as_array().into_iter().flatten() {
-        let (from, to) = (number(&left["from_seq"]), number(&left["to_seq"]));
-        out.push_str(&format!("left out: #{from} to #{to}, {}\n", text(&left["reason"])));
+pub(super) fn window(window: &Window) -> String {
+    let mut out: String = window.messages.iter().map(message).collect();
+    let needs = if window.needs_compaction { ", needs compaction" } else { "" };
+    out.push_str(&format!("version {}: {} tokens used{needs}\n", window.version, window.used_tokens));
+    for LeftOut { from_seq, to_seq, reason } in &window.left_out {
+        out.push_str(&format!("left out: #{from_seq} to #{to_seq}, {reason}\n"));
     }
     out
 }
 
 pub(super) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
 }
 
 /// What clients wrote must not give orders to a terminal.
@@ -111,27 +102,36 @@ fn clean(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn messages_are_shown_without_orders_to_the_terminal() {
-        let shown = message(&json!({
-            "seq": 3, "role": "user", "token_count": 7, "inserted_at": "2026-01-01T00:00:00.000Z",
-            "parts": [{"type": "text", "text": "a\u{1b}[2Jb\nc"}, {"type": "tool_call", "name": "lookup"}],
-        }));
+        let read = serde_json::from_str(
+            r#"{"seq": 3, "role": "user", "token_count": 7, "inserted_at": "2026-01-01T00:00:00.000Z",
+                "parts": [{"type": "text", "text": "a\u001b[2Jb\nc"}, {"type":"tool_call","n":1e400}]}"#,
+        );
         let expected = "#3 2026-01-01T00:00:00.000Z user (7 tokens)\n    a\u{fffd}[2Jb\n    c\n    \
-                        {\"type\":\"tool_call\",\"name\":\"lookup\"}\n";
-        assert_eq!(shown, expected);
+                        {\"type\":\"tool_call\",\"n\":1e400}\n";
+        assert_eq!(message(&read.expect("a message")), expected);
     }
 
     #[test]
     fn the_table_lines_up() {
-        let row = |id: &str, version| json!({"id": id, "status": "active", "version": version, "last_seq": 1, "updated_at": "now"});
+        let row = |id: &str, version: u64| {
+            let text = format!(
+                r#"{{"id":"{id}","status":"active","version":{version},"last_seq":1,"token_budget":9,
+                    "policy":{{"strategy":"manual"}},"updated_at":"now"}}"#
+            );
+            serde_json::from_str(&text).expect("a conversation")
+        };
         assert_eq!(
             table(&[row("a", 100), row("bcd", 2)]),
             "a    active  100  1  now\nbcd  active  2    1  now\n"
         );
+    }
+
+    #[test]
+    fn json_becomes_one_line() {
+        assert_eq!(line(b"{\"a\":\r\n 1.50}"), "{\"a\":   1.50}\n");
     }
 }

@@ -11,19 +11,18 @@ use bytes::Bytes;
 use clap::Args;
 use http::Method;
 use indicatif::ProgressBar;
-use serde_json::{Map, Value, json, value::RawValue};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
 use tokio::time::sleep;
 
+use super::answers::Described;
 use super::append::open;
 use super::batches::{Appended, Batches};
 use super::client::{ATTEMPTS_APART, ATTEMPTS_MAX, Client, ClientError, NodeArgs, path_of};
 use super::events::{NDJSON, RANGE_PATIENCE};
 use super::listing::{Amount, Listing};
-use super::{progress, show};
+use super::{Failed, progress, show};
 use crate::config::Config;
-
-/// What an import takes over of a conversation itself.
-const SETTINGS: [&str; 4] = ["token_budget", "trigger_ratio", "policy", "metadata"];
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -54,16 +53,17 @@ pub(super) struct ImportArgs {
     json: bool,
 }
 
-pub(super) async fn export(args: &ExportArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn export(args: &ExportArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
     let mut out = Out::to(args.output.as_ref())?;
     if !args.ids.is_empty() {
         let bar = progress::counting("exporting", None);
         for id in &args.ids {
-            let described = client.patiently(Method::GET, &path_of(id), Bytes::new()).await?;
+            let described = client.read(&path_of(id)).await.map_err(|error| error.about(id))?;
             one(&client, &described, &mut out, &bar).await?;
         }
-        return out.finish().map(|()| String::new());
+        out.finish()?;
+        return Ok(String::new());
     }
     let listing = || {
         let listing = Listing::of(&client);
@@ -74,37 +74,38 @@ pub(super) async fn export(args: &ExportArgs, config: &Config) -> Result<String,
     let mut pages = listing();
     while let Some(page) = pages.next().await? {
         for described in page {
-            one(&client, described.to_string().as_bytes(), &mut out, &bar).await?;
+            one(&client, &described, &mut out, &bar).await?;
         }
     }
     bar.finish_and_clear();
-    out.finish().map(|()| String::new())
+    out.finish()?;
+    Ok(String::new())
 }
 
 /// One conversation as it was when it was described.
-async fn one(client: &Client, described: &[u8], out: &mut Out, bar: &ProgressBar) -> Result<(), String> {
-    out.line(&[b"{\"conversation\":", described, b"}"].concat())?;
-    let described: Value = serde_json::from_slice(described).unwrap_or(Value::Null);
-    let (id, last_seq) = (described["id"].as_str().unwrap_or_default(), show::number(&described["last_seq"]));
+async fn one(client: &Client, described: &Described, out: &mut Out, bar: &ProgressBar) -> Result<(), String> {
+    let beginning = format!("{{\"conversation\":{}}}", described.text);
+    out.write(show::line(beginning.as_bytes()).as_bytes())?;
+    let (id, last_seq) = (&described.conversation.id, described.conversation.last_seq);
     let (mut next, mut attempts) = (1, 0);
     while next <= last_seq {
         let before = next;
         match events(client, id, &mut next, last_seq, out, bar).await {
             Ok(()) => {}
             // It goes on behind the last line that came.
-            Err(Failed::Asking(error)) if attempts < ATTEMPTS_MAX && client.may_pass(&error) => {
+            Err(Broken::Asking(error)) if attempts < ATTEMPTS_MAX && client.may_pass(&error) => {
                 attempts = if next > before { 0 } else { attempts + 1 };
                 sleep(ATTEMPTS_APART).await;
             }
-            Err(Failed::Asking(error)) => return Err(error.into()),
-            Err(Failed::Writing(error)) => return Err(error),
+            Err(Broken::Asking(error)) => return Err(error.about(id).into()),
+            Err(Broken::Writing(error)) => return Err(error),
         }
     }
     Ok(())
 }
 
 /// Which side an export failed on.
-enum Failed {
+enum Broken {
     Asking(ClientError),
     Writing(String),
 }
@@ -117,11 +118,11 @@ async fn events(
     last_seq: u64,
     out: &mut Out,
     bar: &ProgressBar,
-) -> Result<(), Failed> {
+) -> Result<(), Broken> {
     let range = format!("{}/events?from_seq={next}&to_seq={last_seq}", path_of(id));
-    let mut lines = client.lines(&range, NDJSON).await.map_err(Failed::Asking)?;
-    while let Some(line) = lines.next(RANGE_PATIENCE).await.map_err(Failed::Asking)? {
-        out.line(&line).map_err(Failed::Writing)?;
+    let mut lines = client.lines(&range, NDJSON).await.map_err(Broken::Asking)?;
+    while let Some(line) = lines.next(RANGE_PATIENCE).await.map_err(Broken::Asking)? {
+        out.write(&[&line[..], b"\n"].concat()).map_err(Broken::Writing)?;
         *next += 1;
         bar.inc(1);
     }
@@ -138,12 +139,11 @@ impl Out {
         Ok(Out(Some((BufWriter::new(file), path.clone()))))
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), String> {
+    fn write(&mut self, line: &[u8]) -> Result<(), String> {
         match &mut self.0 {
-            None => show::put_line(line),
+            None => show::put(line),
             Some((file, path)) => {
-                let written = file.write_all(line).and_then(|()| file.write_all(b"\n"));
-                written.map_err(|error| format!("{}: {error}", path.display()))
+                file.write_all(line).map_err(|error| format!("{}: {error}", path.display()))
             }
         }
     }
@@ -157,13 +157,49 @@ impl Out {
 }
 
 /// A line that begins a conversation.
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Beginning<'a> {
     #[serde(borrow)]
     conversation: &'a RawValue,
 }
 
-pub(super) async fn import(args: &ImportArgs, config: &Config) -> Result<String, String> {
+/// What an import takes over of a conversation itself, as it stands there.
+#[derive(Deserialize)]
+#[serde(expecting = "the conversation as an object")]
+struct Settings<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    status: Option<&'a RawValue>,
+    token_budget: Option<&'a RawValue>,
+    trigger_ratio: Option<&'a RawValue>,
+    policy: Option<&'a RawValue>,
+    metadata: Option<&'a RawValue>,
+}
+
+impl Settings<'_> {
+    fn id(&self) -> Result<String, String> {
+        let id = self.id.and_then(|id| serde_json::from_str(id.get()).ok());
+        id.ok_or_else(|| "the conversation has no `id` that is a string".to_owned())
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.status.is_some_and(|status| status.get() == "\"tombstoned\"")
+    }
+
+    /// The request that gives a conversation these settings.
+    fn body(&self) -> String {
+        let members = [
+            ("token_budget", self.token_budget),
+            ("trigger_ratio", self.trigger_ratio),
+            ("policy", self.policy),
+            ("metadata", self.metadata),
+        ];
+        let given = members.into_iter().filter_map(|(name, value)| Some(format!("\"{name}\":{}", value?)));
+        format!("{{{}}}", given.collect::<Vec<_>>().join(","))
+    }
+}
+
+pub(super) async fn import(args: &ImportArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
     let (input, size) = open(args.file.as_deref())?;
     let bar = match size {
@@ -210,17 +246,13 @@ async fn read(
 
 /// Creates the conversation. The flag says whether it is to be deleted in the end.
 async fn begin<'a>(client: &'a Client, described: &str) -> Result<(Batches<'a>, bool), String> {
-    let mut described: Map<String, Value> =
-        serde_json::from_str(described).map_err(|error| error.to_string())?;
-    let id = described["id"].as_str().ok_or("the conversation has no id")?.to_owned();
-    let is_deleted = described.get("status").is_some_and(|status| status == "tombstoned");
-    described.retain(|member, _| SETTINGS.contains(&member.as_str()));
-    let body = Value::from(described).to_string();
-    match client.patiently(Method::PUT, &path_of(&id), body.into()).await {
+    let settings: Settings = serde_json::from_str(described).map_err(|error| error.to_string())?;
+    let (id, is_deleted) = (settings.id()?, settings.is_deleted());
+    match client.patiently(Method::PUT, &path_of(&id), settings.body().into()).await {
         Ok(_) => {}
         // An earlier attempt has come to the end of it. Should events be missing, they are refused as well.
         Err(ClientError::Refused { status: 409, .. }) if is_deleted => {}
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error.about(&id).into()),
     }
     Ok((Batches::new(client, &id), is_deleted))
 }

@@ -59,7 +59,12 @@ fn a_conversation_from_the_command_line() {
     assert_eq!(json_of(&succeeds(&mut run(&keyed)))["deduped"], true);
     assert!(fails(&mut run(&["append", "chat-1", "twice", "--key", "k"]), 1).contains("idempotency"));
     assert!(fails(&mut run(&["append", "chat-1", "late", "--if-version", "1"]), 1).contains("version"));
-    assert!(fails(&mut run(&["append", "nobody", "x"]), 1).contains("found"));
+    let said = fails(&mut run(&["append", "nobody", "x"]), 1);
+    assert!(said.contains("nobody: Conversation not found; --create creates it"), "{said}");
+    for command in [&["tail", "nobody"][..], &["events", "nobody"], &["export", "nobody", "x"]] {
+        let said = fails(&mut run(command), 1);
+        assert!(said.contains("nobody: Conversation not found"), "{command:?}: {said}");
+    }
 
     let events = succeeds(&mut run(&["events", "chat-1", "--json"]));
     let events: Vec<Value> = events.lines().map(json_of).collect();
@@ -106,7 +111,106 @@ fn a_conversation_from_the_command_line() {
 
     assert!(fails(&mut asking(&server, &["list"]), 1).contains("API key"));
     assert!(fails(&mut command(&["list", "--url", "http://127.0.0.1:1"]), 1).contains("cannot be reached"));
+    assert!(fails(&mut command(&["list", "--url", "foo"]), 2).contains("--url: \"foo\" is no http"));
+    let said = fails(command(&["list"]).env("FASTPACA_URL", "http://"), 2);
+    assert!(said.contains("FASTPACA_URL: \"http://\" is no http"), "{said}");
     assert_eq!(command(&["append"]).output().unwrap().status.code(), Some(2));
+    let status = succeeds(&mut run(&["cluster", "status", "--json"]));
+    assert_eq!((status.lines().count(), json_of(&status)["groups"].as_u64()), (1, Some(256)));
+}
+
+/// Metadata and parts that no parser's own types hold: numbers beyond any float, and all the nesting there may be.
+#[test]
+fn what_clients_keep_is_never_interpreted() {
+    let dirs = [(); 3].map(|()| test_dir());
+    let [from, restored, imported] = [0, 1, 2].map(|at| small_node(&dirs[at]).start().unwrap());
+    let run = |arguments: &[&str]| succeeds(&mut asking(&from, arguments));
+    let nested = |depth: usize| format!(r#"{{"a":{}1.50{}}}"#, "[".repeat(depth), "]".repeat(depth));
+    // A body may have 126 levels, of which one is the request's.
+    let kept = [r#"{"n":1e400, "m":-1.0E+0}"#.to_owned(), nested(119), nested(124)];
+    for (number, metadata) in kept.iter().enumerate() {
+        let id = number.to_string();
+        let put = ["put", &id, "--metadata", metadata, "--policy", "manual"];
+        assert!(run(&put).starts_with(&format!("{id}: active, version 0")));
+        let part = format!(r#"{{"type":"data","value":{}}}"#, nested(100));
+        let event = format!(r#"{{"role":"user","parts":[{part}],"metadata":{{"n":1e400}}}}"#);
+        assert_eq!(fed(asking(&from, &["append", &id, "--ndjson"]), &event), "appended 1 events\n");
+        for command in ["tail", "window"] {
+            assert!(run(&[command, &id]).contains(&format!("    {part}\n")), "{command}");
+            let json = run(&[command, &id, "--json"]);
+            assert!(json.contains(&part) && json.contains(r#""metadata":{"n":1e400}"#), "{json}");
+        }
+    }
+    run(&["put", "z"]);
+
+    assert_eq!(run(&["list"]).lines().count(), 4);
+    let (listed, exported) = (run(&["list", "--json"]), run(&["export", "--all"]));
+    assert_eq!((listed.lines().count(), exported.lines().count()), (4, 4 + 3));
+    for metadata in &kept {
+        let verbatim = format!(r#""metadata":{metadata},"#);
+        assert!(listed.contains(&verbatim) && exported.contains(&verbatim), "{verbatim}");
+    }
+    assert_eq!(run(&["export", "0", "1", "2", "z"]), exported);
+    let said = fed(asking(&imported, &["import"]), &exported);
+    assert_eq!(said, "imported 4 conversations with 3 events, of which 0 were there already\n");
+
+    let path = dirs[0].path().join("backup");
+    let path = path.to_str().unwrap();
+    let sum = "4 conversations with 7 versions";
+    assert!(run(&["backup", path]).contains(sum));
+    assert!(succeeds(&mut command(&["backup", "verify", path])).contains(sum));
+    let restore = || asking(&restored, &["restore", "--from-backup", path]);
+    for _ in 0..2 {
+        assert!(succeeds(&mut restore()).contains(sum));
+    }
+    assert_eq!(succeeds(&mut asking(&restored, &["list", "--json"])), listed);
+    assert_eq!(succeeds(&mut asking(&restored, &["export", "--all"])), exported);
+    // A cluster that holds such a conversation of its own is not taken for an empty one.
+    let deep = ["put", "other", "--metadata", &nested(124)];
+    succeeds(&mut asking(&restored, &deep));
+    let said = fails(&mut restore(), 1);
+    assert!(said.contains("the cluster holds other, which the backup does not"), "{said}");
+
+    let summary = format!(r#"[{{"role":"system","content":"in short","metadata":{}}}]"#, kept[0]);
+    let file = dirs[0].path().join("summary");
+    std::fs::write(&file, summary).unwrap();
+    assert_eq!(run(&["compact", "0", "--file", file.to_str().unwrap()]), "version 2\n");
+    assert!(run(&["window", "0", "--json"]).contains(&kept[0]));
+}
+
+/// A server, or what stands before it, that answers something else.
+#[test]
+fn an_answer_that_cannot_be_read_is_no_empty_one() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = std::io::Read::read(&mut stream, &mut request);
+            let answer =
+                "HTTP/1.1 200 OK\r\ncontent-length: 17\r\nconnection: close\r\n\r\n{\"conversations\":";
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let dir = test_dir();
+    let backup = dir.path().join("backup");
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/golden/format-1.backup");
+    let commands: [&[&str]; 8] = [
+        &["list"],
+        &["list", "--json"],
+        &["export", "--all"],
+        &["export", "a"],
+        &["tail", "a"],
+        &["window", "a"],
+        &["backup", backup.to_str().unwrap()],
+        &["restore", "--from-backup", golden],
+    ];
+    for arguments in commands {
+        let said = fails(command(arguments).args(["--url", &url]), 1);
+        assert!(said.contains("the answer to /v1/") && said.contains("cannot be read"), "{said}");
+    }
+    assert!(!backup.exists());
 }
 
 #[test]
@@ -180,6 +284,14 @@ async fn what_is_exported_is_imported() {
     let stray = dirs[0].path().join("stray");
     std::fs::write(&stray, "{\"role\":\"user\"}\n").unwrap();
     assert!(fails(asking(&to, &["import"]).arg(&stray), 1).contains("line 1: no conversation was begun"));
+    for head in ["{}", r#"{"id":7}"#, "[]", "1"] {
+        std::fs::write(&stray, format!("\n{{\"conversation\":{head}}}\n")).unwrap();
+        let said = fails(asking(&to, &["import"]).arg(&stray), 1);
+        assert!(
+            said.contains("line 2: ") && said.contains(if head.starts_with('{') { "`id`" } else { "object" }),
+            "{said}"
+        );
+    }
 }
 
 /// A command that runs on, and the lines it prints.

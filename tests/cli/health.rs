@@ -15,7 +15,10 @@ fn health_is_told_by_the_exit_code() {
 
     server.kill();
     assert!(fails(&mut asking(&server, &["health"]), 1).contains("cannot be reached"));
-    assert!(fails(&mut command(&["health", "--url", "here"]), 1).contains("is no http://HOST:PORT"));
+    assert!(
+        fails(&mut command(&["health", "--url", "here"]), 2)
+            .contains("--url: \"here\" is no http://HOST:PORT")
+    );
     assert!(fails(command(&["health"]).env("FASTPACA_URL", "here"), 2).contains("FASTPACA_URL"));
 }
 

@@ -47,10 +47,11 @@ pub(super) fn run(args: &CheckArgs, config: &Config) -> Result<Outcome, Failed> 
     } else {
         args.nodes.iter().map(|url| Some(url.as_str())).collect()
     };
-    let client = |option: &str, url| {
+    let client = |option: &str, url: Option<&str>| {
         Client::new(url, args.ca.as_deref(), config).map_err(|error| usage(format!("{option}: {error}")))
     };
-    let nodes = urls.iter().map(|url| client("--node", *url)).collect::<Result<Vec<Client>, Failed>>()?;
+    let node = |url: &Option<&str>| client(if url.is_some() { "--node" } else { "FASTPACA_URL" }, *url);
+    let nodes = urls.iter().map(node).collect::<Result<Vec<Client>, Failed>>()?;
     let history = args
         .prometheus
         .as_deref()

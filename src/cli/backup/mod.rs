@@ -14,7 +14,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use self::file::Reader;
 use self::walk::{Sum, Walk};
 use super::client::NodeArgs;
-use super::progress;
+use super::{Failed, progress};
 use crate::config::Config;
 
 #[derive(Debug, Args)]
@@ -52,21 +52,21 @@ pub(super) struct RestoreArgs {
 }
 
 /// Answers what to print.
-pub(super) async fn run(args: &BackupArgs, config: &Config) -> Result<String, String> {
-    match (&args.command, &args.path) {
-        (Some(BackupCommand::Verify { path }), _) => verify(path),
-        (None, Some(path)) => take::run(&args.node.client(config)?, path).await,
-        (None, None) => Err("PATH is missing".to_owned()),
-    }
+pub(super) async fn run(args: &BackupArgs, config: &Config) -> Result<String, Failed> {
+    Ok(match (&args.command, &args.path) {
+        (Some(BackupCommand::Verify { path }), _) => verify(path)?,
+        (None, Some(path)) => take::run(&args.node.client(config)?, path).await?,
+        (None, None) => return Err("PATH is missing".to_owned().into()),
+    })
 }
 
 /// Answers what to print.
-pub(super) async fn restore(args: &RestoreArgs, config: &Config) -> Result<String, String> {
+pub(super) async fn restore(args: &RestoreArgs, config: &Config) -> Result<String, Failed> {
     let client = args.node.client(config)?;
-    match &args.from_backup {
-        Some(path) => restore::run(client, path).await,
-        None => super::archive::restore(client, args.cluster, config).await,
-    }
+    Ok(match &args.from_backup {
+        Some(path) => restore::run(client, path).await?,
+        None => super::archive::restore(client, args.cluster, config).await?,
+    })
 }
 
 fn verify(path: &Path) -> Result<String, String> {

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::Method;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -12,6 +11,7 @@ use tokio::time::sleep;
 
 use super::file::Reader;
 use super::walk::Walk;
+use crate::cli::answers::Described;
 use crate::cli::client::{ATTEMPTS_APART, ATTEMPTS_MAX, Client, ClientError, encoded};
 use crate::cli::listing::Listing;
 use crate::cli::progress;
@@ -133,8 +133,8 @@ fn ended(task: Result<Result<(), String>, JoinError>) -> Result<(), String> {
     task.map_err(|error| error.to_string())?
 }
 
-fn id_of(described: Option<Value>) -> Option<String> {
-    described.map(|described| described["id"].as_str().unwrap_or_default().to_owned())
+fn id_of(described: Option<Described>) -> Option<String> {
+    described.map(|described| described.conversation.id)
 }
 
 /// Writes what comes, in its order.
@@ -182,11 +182,10 @@ async fn digests(
     upto: u64,
 ) -> Result<Option<(u64, Vec<u128>)>, String> {
     let path = format!("/internal/versions?id={}&first={first}&limit={}", encoded(id), upto + 1 - first);
-    let page = match client.patiently(Method::GET, &path, Bytes::new()).await {
+    let page: Value = match client.read(&path).await {
         Err(ClientError::Refused { status: 404, .. }) => return Ok(None),
         page => page?,
     };
-    let page: Value = serde_json::from_slice(&page).unwrap_or(Value::Null);
     let digest = |digest: &Value| u128::from_str_radix(digest.as_str()?, 16).ok();
     let digests = page["digests"].as_array().and_then(|digests| digests.iter().map(digest).collect());
     let (version, digests) = page["version"].as_u64().zip(digests).ok_or("the node answers no digests")?;

@@ -6,10 +6,10 @@ use std::pin::pin;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
 use http::Method;
-use serde_json::Value;
 
 use super::file::{self, Header, Writer};
 use super::walk::Walk;
+use crate::cli::answers::Described;
 use crate::cli::client::{Client, ClientError, encoded};
 use crate::cli::listing::{Amount, Listing};
 use crate::cli::progress;
@@ -23,8 +23,7 @@ pub(super) async fn run(client: &Client, path: &Path) -> Result<String, String> 
     if path.exists() {
         return Err(format!("{}: exists already, and is left as it is", path.display()));
     }
-    let status = client.patiently(Method::GET, "/v1/cluster", Bytes::new()).await?;
-    let status: Value = serde_json::from_slice(&status).unwrap_or(Value::Null);
+    let status: serde_json::Value = client.read("/v1/cluster").await?;
     let cluster = status["cluster_id"].as_str().ok_or("the node belongs to no cluster yet")?;
     let partial = PathBuf::from(format!("{}.partial", path.display()));
     let mut walk = Walk::default();
@@ -52,9 +51,8 @@ async fn fetch(client: &Client, walk: &mut Walk, writer: &mut Writer) -> Result<
         Ok::<_, ClientError>(listing.next().await?.map(|page| (page, listing)))
     });
     let ids = pages.map_ok(|page| stream::iter(page.into_iter().map(Ok))).try_flatten();
-    let beginnings = ids.map_ok(async |described: Value| {
-        let id = described["id"].as_str().unwrap_or_default();
-        excerpt(client, id, Cursor::default()).await
+    let beginnings = ids.map_ok(async |Described { conversation, .. }| {
+        excerpt(client, &conversation.id, Cursor::default()).await
     });
     let mut beginnings = pin!(beginnings.try_buffered(AT_ONCE));
     while let Some(beginning) = beginnings.try_next().await? {
