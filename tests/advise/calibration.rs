@@ -36,8 +36,17 @@ fn a_calibration_is_taken_by_plans() {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
-    let output = advise(&["calibrate", "--dir", "/proc/nowhere", "--seconds", "5"]);
-    let line = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(line.starts_with("fastpaca: calibrating: ") && line.lines().count() == 1, "{line}");
+    let calibrate = |dir: &str| {
+        let output = advise(&["calibrate", "--dir", dir, "--seconds", "5"]);
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        (output.status.code(), line)
+    };
+    let (code, line) = calibrate("/proc");
+    assert!(code == Some(1) && line.starts_with("fastpaca: calibrating: /proc/"), "{line}");
+    let dir = test_dir();
+    let nowhere = dir.path().join("nowhere");
+    let (code, line) = calibrate(nowhere.to_str().unwrap());
+    assert!(code == Some(2) && line.starts_with("fastpaca: --dir "), "{line}");
+    assert!(!nowhere.exists());
 }

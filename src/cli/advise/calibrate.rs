@@ -22,6 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::{Failed, Outcome};
 use crate::advise::figures::Calibration;
+use crate::advise::workload::BadInput;
 use crate::config::Config;
 use crate::journal::{BatchReport, Class, Draft, FrameKind, Journal, Observer, Options, RealDisk, ScanFrom};
 use crate::server::Server;
@@ -58,6 +59,10 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) fn run(args: &CalibrateArgs, config: &Config) -> Result<Outcome, Failed> {
     let failed = |error: &dyn std::fmt::Display| Failed { why: format!("calibrating: {error}"), code: 1 };
+    if !args.dir.is_dir() {
+        let dir = args.dir.display().to_string();
+        return Err(BadInput::value("dir", &dir, "a directory that exists").into());
+    }
     let home = args.dir.join(format!("fastpaca-calibration-{}", uuid::Uuid::new_v4()));
     let measured = measure(&home, config, Duration::from_secs(args.seconds));
     // Also after a failure; what cannot be removed is named by the error of what made it.
@@ -70,7 +75,7 @@ pub(super) fn run(args: &CalibrateArgs, config: &Config) -> Result<Outcome, Fail
 }
 
 fn measure(home: &Path, config: &Config, whole: Duration) -> Result<Calibration, Error> {
-    fs::create_dir_all(home)?;
+    fs::create_dir(home).map_err(|error| format!("{}: {error}", home.display()))?;
     let share = |part: f64| whole.mul_f64(part);
     let (fsync_p50_ms, fsync_p99_ms) = fsyncs(&home.join("journal"), share(0.15))?;
     let tokens_per_core_second = tokens(config, share(0.1))?;
