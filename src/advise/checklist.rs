@@ -27,7 +27,10 @@ pub(super) fn checklist(plan: &Plan) -> Vec<String> {
     if plan.postgres.is_some() {
         items.push("Postgres: max_connections and shared_buffers as above, its own backups, and a look at fastpaca_raft_pending_flush_messages".into());
     } else {
-        items.push("Backups: snapshots of the data volume, and one of them restored for a try".into());
+        items.push(
+            "Backups: `fastpaca backup` on a schedule, kept elsewhere, and one of them restored into an empty cluster for a try"
+                .into(),
+        );
     }
     items.push("Prometheus scrapes /metrics of every node every 15 s; `fastpaca advise alerts` loaded, one alert provoked and received".into());
     items.push(format!(
