@@ -183,6 +183,13 @@ pub fn settings(workload: &Workload, nodes: u64, limits: &NodeLimits, known: &Kn
     if workload.postgres {
         all.add("FASTPACA_POSTGRES_URL", own(), "the archive's database, or PgBouncer in front of it".into());
     }
+    if let Some(keep) = workload.tail_keep {
+        all.add(
+            "FASTPACA_TAIL_KEEP",
+            keep.to_string(),
+            "--tail-keep: the disks are sized for what stays of each conversation".into(),
+        );
+    }
     all.settings
 }
 

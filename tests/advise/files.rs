@@ -8,7 +8,7 @@ use std::process::Command;
 
 use super::{advise, has, passes, path, said};
 
-/// Files for one node and for three.
+/// Files for one node and for three, the latter with an archive.
 fn written(nodes: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let hosts = match nodes {
@@ -19,7 +19,9 @@ fn written(nodes: &str) -> tempfile::TempDir {
     let arguments =
         ["--nodes", nodes, "--hosts", hosts, "--binary", binary, "--image", "registry.example/fastpaca:1"];
     let path = dir.path().to_str().unwrap();
-    let listed = said(&[&["plan", "--preset", "1k-users", "--write", path], &arguments[..]].concat());
+    let archive: &[&str] = if nodes == "3" { &["--postgres", "true", "--tail-keep", "200"] } else { &[] };
+    let listed =
+        said(&[&["plan", "--preset", "1k-users", "--write", path], &arguments[..], archive].concat());
     assert_eq!(listed.lines().count(), 6, "{listed}");
     dir
 }
@@ -61,6 +63,12 @@ fn the_settings_are_accepted() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fastpaca"));
         let shown = passes(command.arg("config").env_clear().envs(&settings));
         assert!(shown.contains("environment: FASTPACA_API_KEY"), "{shown}");
+        let manifests = fs::read_to_string(dir.join("kubernetes.yaml")).unwrap();
+        for (name, value) in [("FASTPACA_POSTGRES_URL", None), ("FASTPACA_TAIL_KEEP", Some("200"))] {
+            assert_eq!(settings.contains_key(name), nodes == "3", "{name}");
+            assert_eq!(manifests.contains(name), nodes == "3", "{name}");
+            assert!(value.is_none() || nodes == "1" || settings.get(name).copied() == value, "{name}");
+        }
     });
 }
 

@@ -45,6 +45,21 @@ fn a_workload_may_come_from_a_file() {
     assert_eq!(from_file, said(&["plan", "--preset", "1k-users", "--users", "2000"]));
 }
 
+/// However an archive is asked for, the plan says what to set for it.
+#[test]
+fn an_archive_is_part_of_the_settings() {
+    let plan =
+        |archive: &[&str]| said(&[&["plan"], archive, &["--tail-keep", "200", "--format", "json"]].concat());
+    let text = plan(&["--postgres", "true"]);
+    assert_eq!(text, plan(&["--postgres"]));
+    assert_eq!(text, plan(&["--postgres=true"]));
+    let plan: Value = serde_json::from_str(&text).unwrap();
+    let settings = plan["settings"].as_array().unwrap();
+    let value = |name: &str| &settings.iter().find(|setting| setting["name"] == name).unwrap()["value"];
+    assert_eq!(value("FASTPACA_TAIL_KEEP"), "200");
+    assert_eq!(value("FASTPACA_POSTGRES_URL"), "(your own)");
+}
+
 #[test]
 fn every_rule_explains_itself() {
     let all: Value = serde_json::from_str(&said(&["explain", "--format", "json"])).unwrap();

@@ -32,6 +32,7 @@ fn absurd_workloads() {
         ("--growth-per-month", "-0.1"),
         ("--provider", "nobody"),
         ("--preset", "gigantic"),
+        ("--postgres", "perhaps"),
     ] {
         refused(&["plan", option, value], option);
     }

@@ -1,6 +1,6 @@
 //! Kubernetes: the nodes as a StatefulSet, with a headless service for each other and one for clients.
 
-use super::{PORT, Site, common_settings, made_for};
+use super::{PORT, POSTGRES_URL, Site, common_settings, made_for};
 use crate::advise::Plan;
 use crate::advise::units::MIB;
 
@@ -26,6 +26,9 @@ fn secret(plan: &Plan, site: &Site) -> String {
     );
     if plan.nodes > 1 {
         text.push_str(&format!("  FASTPACA_CLUSTER_SECRET: \"{}\"\n", site.cluster_secret));
+    }
+    if plan.postgres.is_some() {
+        text.push_str(&format!("  # Your own.\n  FASTPACA_POSTGRES_URL: \"{POSTGRES_URL}\"\n"));
     }
     text
 }

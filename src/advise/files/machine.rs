@@ -1,6 +1,6 @@
 //! For a machine of its own: settings, the systemd unit, kernel limits.
 
-use super::{Site, common_settings, made_for, seeds};
+use super::{POSTGRES_URL, Site, common_settings, made_for, seeds};
 use crate::advise::Plan;
 use crate::advise::units::MIB;
 
@@ -19,6 +19,9 @@ pub(super) fn dotenv(plan: &Plan, site: &Site) -> String {
     if plan.nodes > 1 {
         text.push_str(&format!("FASTPACA_CLUSTER_SECRET={}\n", site.cluster_secret));
         text.push_str(&format!("FASTPACA_CLUSTER_SEED={}\n", seeds(site.hosts.iter().map(String::as_str))));
+    }
+    if plan.postgres.is_some() {
+        text.push_str(&format!("# Your own.\nFASTPACA_POSTGRES_URL={POSTGRES_URL}\n"));
     }
     for (name, value) in common_settings(plan, &[]) {
         text.push_str(&format!("{name}={value}\n"));

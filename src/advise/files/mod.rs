@@ -41,6 +41,9 @@ pub struct File {
 /// The port of the one listener.
 const PORT: u16 = 4000;
 
+/// Where the archive is, nobody but its owner knows.
+const POSTGRES_URL: &str = "postgres://USER:PASSWORD@HOST:5432/DATABASE";
+
 /// Everything that `--write` writes.
 pub fn files(plan: &Plan, site: &Site) -> Vec<File> {
     let public = |name, text| File { name, text, is_secret: false };

@@ -57,7 +57,7 @@ impl Args for WorkloadOptions {
             let option = Arg::new(*name).long(*name).help(*help).help_heading("Workload");
             let value = if matches!(*name, "nodes" | "provider") { "WHICH" } else { "N" };
             command.arg(match *name {
-                "postgres" => option.num_args(0..=1).require_equals(true).default_missing_value("true"),
+                "postgres" => option.value_name("BOOL").num_args(0..=1).default_missing_value("true"),
                 _ => option.value_name(value).allow_hyphen_values(true),
             })
         })
