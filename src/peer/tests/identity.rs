@@ -148,6 +148,7 @@ async fn what_an_unproven_connection_holds_is_given_back_with_the_proof() {
     let (a, b) = (Node::start(settings("a")).await, Node::start(settings("b")).await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    #[allow(clippy::async_yields_async)] // The connection is looked at while it is served.
     let enter = async |unproven: Arc<()>| {
         let (stream, from) = listener.accept().await.unwrap();
         let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
