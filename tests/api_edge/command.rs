@@ -51,8 +51,8 @@ async fn the_command_shows_and_changes_the_cluster() {
     fails("new", &["remove", "test"], 1, "last active node").await;
     fails("wrong", &["status"], 1, "API key").await;
     fails("new", &["status", "--url", "http://127.0.0.1:1"], 1, "cannot be reached").await;
-    fails("new", &["status", "--url", "127.0.0.1"], 1, "no http://HOST:PORT").await;
-    fails("new", &["status", "--url", "https://127.0.0.1:1"], 1, "FASTPACA_TLS_CA").await;
+    fails("new", &["status", "--url", "127.0.0.1"], 2, "no http://HOST:PORT").await;
+    fails("new", &["status", "--url", "https://127.0.0.1:1"], 2, "FASTPACA_TLS_CA").await;
     fails("new", &["drain"], 2, "NAME").await;
 }
 
@@ -97,15 +97,15 @@ async fn the_command_speaks_https_to_whom_it_may_trust() {
     ];
     succeeds(&own, &["status"]).await;
 
-    let fails = async |settings: &[(&str, &str)], url: &str, why: &str| {
+    let fails = async |settings: &[(&str, &str)], url: &str, code: i32, why: &str| {
         let output = run(settings, &["status", "--url", url]).await;
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{said}");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(code), 0), "{said}");
         assert!(said.contains(why) && said.lines().count() == 1, "{said}");
     };
-    fails(&[], &by_name, "--ca or FASTPACA_TLS_CA").await;
-    fails(&[("FASTPACA_TLS_CA", other)], &by_name, "invalid peer certificate").await;
-    fails(&[("FASTPACA_TLS_CA", cert)], &by_address, "not valid for name").await;
-    fails(&[("FASTPACA_TLS_CA", "/nowhere")], &by_name, "/nowhere: No such file").await;
+    fails(&[], &by_name, 2, "--ca or FASTPACA_TLS_CA").await;
+    fails(&[("FASTPACA_TLS_CA", other)], &by_name, 1, "invalid peer certificate").await;
+    fails(&[("FASTPACA_TLS_CA", cert)], &by_address, 1, "not valid for name").await;
+    fails(&[("FASTPACA_TLS_CA", "/nowhere")], &by_name, 1, "/nowhere: No such file").await;
     server.shutdown().await;
 }
