@@ -10,7 +10,6 @@ mod group;
 mod heartbeat;
 mod image;
 mod import;
-mod leadership;
 mod liveness;
 mod log_reader;
 mod log_store;

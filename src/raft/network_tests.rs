@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::group;
-use super::leadership::Leadership;
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
 use super::recovery::{self, RecoverySettings};
@@ -127,10 +126,9 @@ impl Hosted for Replicas {
 }
 
 /// One node with one replica.
-pub(super) struct TestNode {
+struct TestNode {
     id: u128,
-    pub(super) target: Target,
-    network: Network,
+    target: Target,
     replicas: Arc<Replicas>,
     journal: Journal,
     shared: Arc<Shared>,
@@ -155,24 +153,21 @@ impl TestNode {
         let (store, log) = (recovered.stores.remove(0), recovered.logs.remove(0));
         let log = LogStore::new(GROUP, recovered.journal.clone(), log);
         let transport = Arc::new(Loopback { from: id, net: net.clone() });
-        let network = Network::new(transport, 64 << 20);
+        let network = Network::new(transport, 64 << 20).of(GROUP);
         let machine = StateMachine::new(store.clone(), log.clone(), Failure::default());
         // The lease must outlast a test's silence: nobody sends heartbeats here.
         let (election_timeout_min, election_timeout_max) = (60_000, 120_000);
         let config = Config { election_timeout_min, election_timeout_max, ..Config::clone(&group::config()) };
-        let raft =
-            Raft::new(id as u64, Arc::new(config), network.of(GROUP), log.clone(), machine).await.unwrap();
+        let raft = Raft::new(id as u64, Arc::new(config), network, log.clone(), machine).await.unwrap();
         let target = Target { replica: id as u64, raft, store, log };
         let replicas = Arc::new(Replicas(Mutex::new(Some(target.clone()))));
         net.services.lock().insert(id, Arc::new(RaftService::new(replicas.clone())));
-        let (journal, shared) = (recovered.journal, recovered.shared);
-        Self { id, target, network, replicas, journal, shared, net: net.clone() }
+        Self { id, target, replicas, journal: recovered.journal, shared: recovered.shared, net: net.clone() }
     }
 
     /// Ends like a crash as far as the index is concerned; returns once the files are closed.
     async fn kill(self) {
-        let Self { id, target, network, replicas, journal, shared, net } = self;
-        drop(network);
+        let Self { id, target, replicas, journal, shared, net } = self;
         net.services.lock().remove(&id);
         replicas.0.lock().take();
         target.raft.shutdown().await.unwrap();
@@ -185,13 +180,7 @@ impl TestNode {
         }
     }
 
-    pub(super) fn leadership(&self) -> Leadership {
-        let Target { replica, raft, store, log } = self.target.clone();
-        let (metrics, network) = (raft.metrics(), self.network.clone());
-        Leadership { raft, metrics, store, log, network, replica }
-    }
-
-    pub(super) async fn write(&self, n: usize, action: Action) {
+    async fn write(&self, n: usize, action: Action) {
         let command = Command { id: id(n), now_ms: 1_000, action };
         self.propose(command.encode()).await;
     }
@@ -254,7 +243,7 @@ fn dumps(store: &GroupStore, conversations: usize) -> Vec<String> {
     (0..conversations).map(|n| format!("{:?} {}", digest(n), dump(store, n))).collect()
 }
 
-pub(super) struct Cluster {
+struct Cluster {
     dirs: Vec<TempDir>,
     net: Arc<Net>,
     nodes: Vec<Option<TestNode>>,
@@ -262,7 +251,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     /// Three replicas, the first of which leads.
-    pub(super) async fn start() -> Self {
+    async fn start() -> Self {
         let net = Arc::new(Net::default());
         let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let mut nodes = Vec::new();
@@ -279,7 +268,7 @@ impl Cluster {
         cluster
     }
 
-    pub(super) fn node(&self, i: usize) -> &TestNode {
+    fn node(&self, i: usize) -> &TestNode {
         self.nodes[i].as_ref().expect("it runs")
     }
 
@@ -292,11 +281,11 @@ impl Cluster {
         self.nodes[i] = Some(TestNode::start(self.dirs[i].path(), i as u128 + 1, &self.net).await);
     }
 
-    pub(super) fn cut(&self, i: usize) {
+    fn cut(&self, i: usize) {
         self.net.cut.lock().insert(i as u128 + 1);
     }
 
-    pub(super) fn heal(&self, i: usize) {
+    fn heal(&self, i: usize) {
         self.net.cut.lock().remove(&(i as u128 + 1));
     }
 
@@ -315,7 +304,7 @@ impl Cluster {
         expected
     }
 
-    pub(super) async fn stop(self) {
+    async fn stop(self) {
         for node in self.nodes.into_iter().flatten() {
             node.kill().await;
         }

@@ -152,12 +152,6 @@ impl RaftService {
                 let answer = target.raft.handle_transfer_leader(request).await.map_err(refused)?;
                 Ok(rpc::encode_transfer_answer(&answer))
             }
-            method::CONFIRM => {
-                let asked = rpc::decode_confirm(reader)?;
-                // Durable: a vote that was granted was written before.
-                let held = target.log.with(|log| log.vote.map(|vote| vote.leader_id));
-                Ok(rpc::encode_confirm_answer(held == Some(asked)))
-            }
             method::SNAPSHOT_BEGIN => self.begin(to, &target, rpc::decode_begin(reader)?).await,
             method::SNAPSHOT_BLOCKS => self.blocks(to, rpc::decode_blocks(&body, reader)?).await,
             method::SNAPSHOT_END => self.end(to, &target, rpc::decode_end(reader)?).await,
