@@ -334,7 +334,7 @@ impl PeerDoor for Door {
         unproven: Unproven,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let peers = self.0.clone();
-        Box::pin(async move { peers.accept_held(io, from, unproven).await })
+        Box::pin(async move { peers.accept(io, from, unproven).await })
     }
 }
 

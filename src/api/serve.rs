@@ -6,17 +6,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, StatusCode, Version};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -30,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::App;
 use super::door::PEER_PATH;
 use super::limits::ConnectionPermit;
-use super::watchdog::{Activity, Running, Watched};
+use super::watchdog::{Activity, Watched};
 
 /// Read and write buffer of one HTTP/1 connection, and with it the largest request head.
 const HTTP1_BUFFER_BYTES: usize = 32 << 10;
@@ -240,34 +238,10 @@ async fn answer(
     if response.body().size_hint().exact().is_some() {
         return Ok(response);
     }
-    Ok(response.map(|body| Body::new(Answering { body, _running: running })))
-}
-
-pin_project_lite::pin_project! {
-    /// A streamed body: its request is at work until the body ends.
-    struct Answering {
-        #[pin]
-        body: Body,
-        _running: Running,
-    }
-}
-
-impl http_body::Body for Answering {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.project().body.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    // A streamed body: its request is at work until the body ends.
+    let hold = move |frame| {
+        let _running = &running;
+        frame
+    };
+    Ok(response.map(|body| Body::new(body.map_frame(hold))))
 }

@@ -50,8 +50,8 @@ pub(super) fn id() -> ConversationId {
 /// The newest state applied on this node, if it is newer than version `known`.
 pub(super) async fn load_newer(node: &Node, known: u64) -> Result<Option<Arc<Document>>, DocumentError> {
     match load(node, known).await {
-        // It will be there when the snapshot is.
-        Err(DocumentError::Store(StoreError::Installing { .. })) => Ok(None),
+        // It will be there when the snapshot is, or is another node's business.
+        Err(DocumentError::Store(error)) if error.is_unreadable() => Ok(None),
         loaded => loaded,
     }
 }

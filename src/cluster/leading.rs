@@ -1,6 +1,5 @@
 //! What the node that leads the meta group does: it makes changes of the cluster state, and plans.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -222,10 +221,8 @@ fn newest(reports: impl Iterator<Item = Report>) -> BTreeMap<u16, Membership> {
     for Report { led, terms, .. } in reports {
         for (group, membership) in led {
             let term = terms.get(&group).copied().unwrap_or_default();
-            match newest.entry(group) {
-                Entry::Occupied(held) if held.get().0 > term => {}
-                Entry::Occupied(mut held) => drop(held.insert((term, membership))),
-                Entry::Vacant(none) => drop(none.insert((term, membership))),
+            if newest.get(&group).is_none_or(|(held, _)| *held <= term) {
+                newest.insert(group, (term, membership));
             }
         }
     }

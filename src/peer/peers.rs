@@ -124,16 +124,9 @@ impl Peers {
         answer
     }
 
-    /// Runs a connection whose upgrade was answered, to its end. Dropping the future ends it too.
-    pub async fn accept<IO>(&self, io: IO, from: SocketAddr)
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        self.accept_held(io, from, ()).await;
-    }
-
-    /// As [`Peers::accept`]; drops `unproven` once the other side has proven who it is, or the connection ends.
-    pub async fn accept_held<IO>(&self, io: IO, from: SocketAddr, unproven: impl Send + 'static)
+    /// Runs a connection whose upgrade was answered, to its end. Dropping the future ends it too. Drops `unproven` once the
+    /// other side has proven who it is, or the connection ends.
+    pub async fn accept<IO>(&self, io: IO, from: SocketAddr, unproven: impl Send + 'static)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {

@@ -119,7 +119,7 @@ fn listen(listener: TcpListener, peers: Peers) -> JoinHandle<()> {
             let peers = peers.clone();
             open.spawn(async move {
                 let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-                peers.accept(socket.into_inner(), from).await;
+                peers.accept(socket.into_inner(), from, ()).await;
             });
         }
     })

@@ -269,8 +269,8 @@ impl RaftService {
     /// Counts the replica among those that receive, unless there are too many.
     fn admit(&self, to: Address) -> Result<Arc<Slot>, Refused> {
         let mut imports = self.imports.lock();
-        let busy = |slot: &Slot| slot.activity.lock().is_busy();
-        if imports.iter().filter(|(at, slot)| **at != to && busy(slot)).count() >= IMPORTS_MAX {
+        let others = imports.iter().filter(|(at, _)| **at != to);
+        if others.filter(|(_, slot)| slot.activity.lock().is_busy()).count() >= IMPORTS_MAX {
             return Err(Refused("as many snapshots as this node takes at a time are under way".into()));
         }
         let slot = imports.entry(to).or_insert_with(|| {

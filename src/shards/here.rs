@@ -25,9 +25,7 @@ const CHANGES_PER_PAGE: usize = 256;
 impl From<StoreError> for ReadError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Installing { .. } | StoreError::Retired { .. } => {
-                Self::Unavailable(error.to_string())
-            }
+            error if error.is_unreadable() => Self::Unavailable(error.to_string()),
             error => Self::Internal(error.to_string()),
         }
     }

@@ -7,6 +7,7 @@ use tokio::time::timeout_at;
 
 use super::WriteError;
 use super::attached::Attached;
+use super::fresh::NO_LEADER;
 use super::links::Method;
 use super::local::Replica;
 use super::remote::codec::{self, Outcome};
@@ -16,8 +17,6 @@ use crate::conversation::Reply;
 use crate::peer::CallError;
 use crate::raft::WriteFailure;
 use crate::trace::{self, Kind};
-
-const NO_LEADER: &str = "its group has no leader";
 
 impl Attached {
     /// Replicates a command. [`WriteError::UnknownOutcome`] comes at once; what certainly was not applied is tried

@@ -20,7 +20,7 @@ impl GroupStore {
             let before = self.applied().0;
             let digested = match self.digest_all() {
                 // A snapshot replaces what was being read.
-                Err(StoreError::Installing { .. } | StoreError::Retired { .. }) => return Ok(None),
+                Err(error) if error.is_unreadable() => return Ok(None),
                 // What was looked for may have been replaced or forgotten since.
                 Err(_) if self.applied().0 != before => continue,
                 digested => digested?,

@@ -428,7 +428,7 @@ impl GroupStore {
     }
 
     /// Locks the state unless it stands for nothing: what is not found in it would be taken for what does not exist.
-    fn lock_readable(&self) -> Result<MutexGuard<'_, Inner>, StoreError> {
+    pub(super) fn lock_readable(&self) -> Result<MutexGuard<'_, Inner>, StoreError> {
         let inner = self.inner.lock();
         match (inner.installing, inner.retired) {
             (true, _) => Err(StoreError::Installing { group: self.group }),

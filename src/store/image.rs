@@ -108,7 +108,7 @@ impl GroupStore {
         if moves.is_empty() {
             return Ok(run);
         }
-        let mut inner = self.lock_for_lift()?;
+        let mut inner = self.lock_readable()?;
         // Read again: it may have been replaced.
         let mut run = load(&inner)?;
         run.visit_locations(&mut |location| follow(&moves, location));
@@ -132,15 +132,10 @@ impl GroupStore {
             return Ok(run);
         }
         run.visit_locations(&mut |location| follow(&moves, location));
-        let mut inner = self.lock_for_lift()?;
+        let mut inner = self.lock_readable()?;
         inner.fresh.replace_change_run(id, run.clone());
         inner.meta_dirty = true;
         Ok(run)
-    }
-
-    fn lock_for_lift(&self) -> Result<parking_lot::MutexGuard<'_, Inner>, StoreError> {
-        let inner = self.inner.lock();
-        if inner.installing { Err(StoreError::Installing { group: self.group }) } else { Ok(inner) }
     }
 
     /// Writes the messages of a document anew that lie before the floor.

@@ -71,6 +71,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The state cannot be read here now: it is being replaced, or went with its replica.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Installing { .. } | Self::Retired { .. })
+    }
+
     /// The index is wrong, and rebuilding it from the journal is the way out.
     pub(crate) fn wants_rebuild(&self) -> bool {
         matches!(self, Self::Index(_) | Self::History(_) | Self::Disagrees { .. })

@@ -237,15 +237,12 @@ impl GroupStore {
             .try_for_each(|places| emit(Block::Bodies(self.shared.bodies_in_passing(places)?)))
     }
 
-    /// A look at what is outside the records, unless a snapshot is replacing it.
+    /// A look at what is outside the records, unless that cannot be read.
     pub(super) fn with_outside<T>(
         &self,
         look: impl FnOnce(&Outside<'_>) -> Result<T, HistoryError>,
     ) -> Result<T, StoreError> {
-        let inner = self.inner.lock();
-        if inner.installing {
-            return Err(StoreError::Installing { group: self.group });
-        }
+        let inner = self.lock_readable()?;
         Ok(look(&Outside::new(self, &inner.fresh, inner.writing.as_deref()))?)
     }
 }

@@ -153,7 +153,7 @@ async fn what_an_unproven_connection_holds_is_given_back_with_the_proof() {
         let (stream, from) = listener.accept().await.unwrap();
         let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
         let peers = b.peers.clone();
-        tokio::spawn(async move { peers.accept_held(socket.into_inner(), from, unproven).await })
+        tokio::spawn(async move { peers.accept(socket.into_inner(), from, unproven).await })
     };
     let unproven = Arc::new(());
     let given_back = async || {

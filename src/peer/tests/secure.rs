@@ -56,7 +56,7 @@ async fn start(papers: &Papers) -> Node {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
                 let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-                inside.accept(socket.into_inner(), from).await;
+                inside.accept(socket.into_inner(), from, ()).await;
             });
         }
     });

@@ -114,7 +114,7 @@ impl Net {
         }
         tokio::spawn(async move {
             if let Ok(socket) = tokio_tungstenite::accept_async(server).await {
-                peers.accept(socket.into_inner(), from).await;
+                peers.accept(socket.into_inner(), from, ()).await;
             }
         });
         self.0.lock().open.push((of, cut));
