@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::leadership::Leadership;
 use super::liveness::Liveness;
 use super::log_store::LogStore;
 use super::network::Network;
 use super::node::StartError;
-use super::read_barrier::{ReadBarrier, ReadFailure};
+use super::read_barrier::{ReadBarrier, ReadFailure, confirm_by_openraft};
 use super::state_machine::StateMachine;
 use super::types::{Answered, Host, Proposal, ReplicaId, TypeConfig};
 use crate::conversation::Reply;
@@ -64,7 +65,9 @@ pub struct Group {
     replica: ReplicaId,
     node_id: u128,
     liveness: Arc<Liveness>,
+    leases: Arc<ReadBarrier>,
     reads: Arc<ReadBarrier>,
+    leadership: Arc<Leadership>,
     /// What the core last told. To borrow it twice at once deadlocks with the core, which writes it.
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     /// The term in which this replica, as the leader, last asked another to take over, and when; it takes no writes
@@ -92,6 +95,14 @@ impl Group {
             .await
             .map_err(|e| failed(e.to_string()))?;
         let metrics = raft.metrics();
+        let leadership = Leadership {
+            raft: raft.clone(),
+            metrics: metrics.clone(),
+            store: store.clone(),
+            log: log.clone(),
+            network,
+            replica,
+        };
         let group = Self {
             metrics,
             raft,
@@ -101,7 +112,9 @@ impl Group {
             replica,
             node_id,
             liveness,
+            leases: Arc::default(),
             reads: Arc::default(),
+            leadership: Arc::new(leadership),
             handing_over: Mutex::default(),
         };
         let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
@@ -214,7 +227,12 @@ impl Group {
     }
 
     async fn renew_lease(&self) -> bool {
-        self.reads.confirm(&self.raft).await.is_ok()
+        let raft = self.raft.clone();
+        let round = move || {
+            let raft = raft.clone();
+            async move { confirm_by_openraft(&raft).await }
+        };
+        self.leases.confirm(round).await.is_ok()
     }
 
     /// On the leader: a log index such that a state that has applied it reflects every write acknowledged before.
@@ -229,7 +247,12 @@ impl Group {
         {
             return Ok(applied.index);
         }
-        self.reads.confirm(&self.raft).await
+        let leadership = self.leadership.clone();
+        let round = move || {
+            let leadership = leadership.clone();
+            async move { leadership.read_index().await }
+        };
+        self.reads.confirm(round).await
     }
 
     /// Returns once this replica has applied the entry at `index`.

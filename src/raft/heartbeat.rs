@@ -46,33 +46,25 @@ impl Heartbeats {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let up: BTreeSet<u128> = {
+            let up: BTreeSet<(u128, u64)> = {
                 let links = links.borrow_and_update();
-                links
-                    .iter()
-                    .filter(|link| link.is_up())
-                    .filter_map(|l| Some(l.remote.as_ref()?.node_id))
-                    .collect()
+                let remotes =
+                    links.iter().filter(|link| link.is_up()).filter_map(|link| link.remote.as_ref());
+                remotes.map(|remote| (remote.node_id, remote.incarnation)).collect()
             };
-            for node in linked.difference(&up) {
+            for (node, _) in linked.difference(&up) {
                 self.liveness.set_linked(*node, false);
             }
             // A node that has just come within reach hears at once who leads.
-            for node in up.difference(&linked) {
+            for (node, _) in up.difference(&linked) {
                 self.liveness.set_linked(*node, true);
                 self.send(&peers, *node);
-            }
-            if !up.is_subset(&linked) {
-                // What was lost while a link was down, such as the last commit, is said again.
-                for group in self.slots.running().filter(|group| group.is_leader()) {
-                    group.greet().await;
-                }
             }
             linked = up;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = links.changed() => if changed.is_err() { return },
-                _ = ticks.tick() => linked.iter().for_each(|node| self.send(&peers, *node)),
+                _ = ticks.tick() => linked.iter().for_each(|(node, _)| self.send(&peers, *node)),
             }
         }
     }
@@ -82,10 +74,20 @@ impl Heartbeats {
         let (this, peers, body) = (self.clone(), peers.clone(), self.encode());
         tokio::spawn(async move {
             let sent = Instant::now();
-            if peers.call(node, Lane::Control, METHOD, &[body], ELECTION_TIMEOUT).await.is_ok() {
-                this.liveness.answered(node, sent);
+            let answer = peers.call(node, Lane::Control, METHOD, &[body], ELECTION_TIMEOUT).await;
+            if answer.is_ok() && this.liveness.answered(node, sent) {
+                this.greet().await;
             }
         });
+    }
+
+    /// Has the replicas of all groups led here hear from their leader: what was lost while a link was down, such as the last
+    /// commit, is said again. A node answers once its replicas run; before they have heard from their leader, none of them can
+    /// take over the lead.
+    async fn greet(&self) {
+        for group in self.slots.running().filter(|group| group.is_leader()) {
+            group.greet().await;
+        }
     }
 
     fn encode(&self) -> Bytes {

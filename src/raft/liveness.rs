@@ -51,11 +51,13 @@ impl Liveness {
         peer.linked = linked;
     }
 
-    /// A node answered the heartbeat that was sent at `sent`.
-    pub(crate) fn answered(&self, node: u128, sent: Instant) {
+    /// A node answered the heartbeat that was sent at `sent`; true if it is the first since the link came up.
+    pub(crate) fn answered(&self, node: u128, sent: Instant) -> bool {
         let mut peers = self.0.lock();
         let peer = peers.entry(node).or_default();
+        let is_first = peer.answered.is_none();
         peer.answered = peer.answered.max(Some(sent));
+        is_first
     }
 
     /// A node's heartbeat arrived.
@@ -265,6 +267,17 @@ mod tests {
         rig.claim_at(4_000);
         let due = (0..4_100).step_by(100).find(|ms| rig.due_at(*ms));
         assert!(due.is_some());
+    }
+
+    #[test]
+    fn the_first_answer_over_each_link_is_told_apart() {
+        let rig = Rig::new(0);
+        for _ in 0..2 {
+            rig.liveness.set_linked(LEADER, true);
+            let answers = [(); 3].map(|()| rig.liveness.answered(LEADER, rig.start));
+            assert_eq!(answers, [true, false, false]);
+            rig.liveness.set_linked(LEADER, false);
+        }
     }
 
     #[test]

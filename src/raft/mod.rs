@@ -10,6 +10,7 @@ mod group;
 mod heartbeat;
 mod image;
 mod import;
+mod leadership;
 mod liveness;
 mod log_reader;
 mod log_store;

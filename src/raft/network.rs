@@ -26,13 +26,15 @@ use super::commits::{Commits, Told};
 use super::rpc::{self, Address, method};
 use super::send::{self, Pace};
 use super::snapshot::{GroupSnapshot, Snapshot};
-use super::types::{Host, ReplicaId, TypeConfig, Vote};
+use super::types::{Host, LogId, ReplicaId, TypeConfig, Vote};
 use crate::peer::{CallError, Lane, Peers};
 
 /// Append requests of one group that may be under way to one replica.
 const APPENDS_IN_FLIGHT: usize = 8;
 /// How long a replica may take to put entries on its disk before the link is taken for broken.
 const APPEND_LIMIT: Duration = Duration::from_secs(5);
+/// How long a replica may take to say whether it has voted for another leader.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
 /// First and longest wait after a replica could not be reached.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
@@ -80,6 +82,19 @@ impl Transport for Peers {
     }
 }
 
+/// What a replica says of a leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Confirmation {
+    /// It has voted for no later one.
+    Confirmed,
+    /// It has.
+    Denied,
+    /// It is not there, or of a version that is not asked so.
+    Refused,
+    /// No answer came.
+    Missed,
+}
+
 /// The node's way to other nodes. All its groups share what may be sent of snapshots.
 #[derive(Clone)]
 pub(crate) struct Network {
@@ -93,6 +108,25 @@ impl Network {
     pub(crate) fn new(transport: Arc<dyn Transport>, snapshot_bytes_per_second: u64) -> Self {
         let commits = Commits::new(transport.clone());
         Self { transport, commits, pace: Arc::new(Pace::new(snapshot_bytes_per_second)) }
+    }
+
+    /// Asks a replica on another node whether it has voted for somebody later than this leader, and lets it know up to where what
+    /// it has is committed.
+    pub(crate) async fn confirm(
+        &self,
+        node: u128,
+        to: Address,
+        leader: Vote,
+        upto: Option<LogId>,
+    ) -> Confirmation {
+        let body = vec![rpc::encode_confirm(to, leader, upto)];
+        let answer = self.transport.call(node, Lane::Log, method::CONFIRM, body, CONFIRM_LIMIT).await;
+        match answer.map(|answer| rpc::decode_confirm_answer(&answer)) {
+            Ok(Ok(true)) => Confirmation::Confirmed,
+            Ok(Ok(false)) => Confirmation::Denied,
+            Ok(Err(_)) | Err(CallError::Refused(_)) => Confirmation::Refused,
+            Err(CallError::Lost(_) | CallError::NotSent(_)) => Confirmation::Missed,
+        }
     }
 
     /// The way of one group.

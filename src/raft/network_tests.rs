@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::group;
+use super::leadership::Leadership;
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
 use super::recovery::{self, RecoverySettings};
@@ -34,17 +35,18 @@ const GROUP: u16 = 0;
 
 /// What becomes of a call.
 #[derive(Clone, Copy, PartialEq)]
-enum Fate {
+pub(super) enum Fate {
     Served,
     /// Served, but the answer does not arrive.
     Lost,
+    NotSent,
 }
 
 type Judge = Box<dyn FnMut(u128, u16) -> Fate + Send>;
 
 /// The way between the nodes.
 #[derive(Default)]
-struct Net {
+pub(super) struct Net {
     services: Mutex<HashMap<u128, Arc<RaftService>>>,
     cut: Mutex<HashSet<u128>>,
     judge: Mutex<Option<Judge>>,
@@ -53,7 +55,7 @@ struct Net {
 }
 
 impl Net {
-    fn judge(&self, judge: impl FnMut(u128, u16) -> Fate + Send + 'static) {
+    pub(super) fn judge(&self, judge: impl FnMut(u128, u16) -> Fate + Send + 'static) {
         *self.judge.lock() = Some(Box::new(judge));
     }
 
@@ -66,6 +68,9 @@ impl Net {
         let service = self.services.lock().get(&to).cloned();
         let Some(service) = service else { return Err(CallError::NotSent("down".into())) };
         let fate = self.judge.lock().as_mut().map_or(Fate::Served, |judge| judge(to, method));
+        if fate == Fate::NotSent {
+            return Err(CallError::NotSent("as the test wants".into()));
+        }
         let request = body.clone();
         let mut call = Box::pin(async move { service.handle(method, request).await });
         // As a peer does: entered in order, and run to the end whatever becomes of the caller.
@@ -126,9 +131,10 @@ impl Hosted for Replicas {
 }
 
 /// One node with one replica.
-struct TestNode {
+pub(super) struct TestNode {
     id: u128,
-    target: Target,
+    pub(super) target: Target,
+    network: Network,
     replicas: Arc<Replicas>,
     journal: Journal,
     shared: Arc<Shared>,
@@ -153,21 +159,24 @@ impl TestNode {
         let (store, log) = (recovered.stores.remove(0), recovered.logs.remove(0));
         let log = LogStore::new(GROUP, recovered.journal.clone(), log);
         let transport = Arc::new(Loopback { from: id, net: net.clone() });
-        let network = Network::new(transport, 64 << 20).of(GROUP);
+        let network = Network::new(transport, 64 << 20);
         let machine = StateMachine::new(store.clone(), log.clone(), Failure::default());
         // The lease must outlast a test's silence: nobody sends heartbeats here.
         let (election_timeout_min, election_timeout_max) = (60_000, 120_000);
         let config = Config { election_timeout_min, election_timeout_max, ..Config::clone(&group::config()) };
-        let raft = Raft::new(id as u64, Arc::new(config), network, log.clone(), machine).await.unwrap();
+        let raft =
+            Raft::new(id as u64, Arc::new(config), network.of(GROUP), log.clone(), machine).await.unwrap();
         let target = Target { replica: id as u64, raft, store, log };
         let replicas = Arc::new(Replicas(Mutex::new(Some(target.clone()))));
         net.services.lock().insert(id, Arc::new(RaftService::new(replicas.clone())));
-        Self { id, target, replicas, journal: recovered.journal, shared: recovered.shared, net: net.clone() }
+        let (journal, shared) = (recovered.journal, recovered.shared);
+        Self { id, target, network, replicas, journal, shared, net: net.clone() }
     }
 
     /// Ends like a crash as far as the index is concerned; returns once the files are closed.
     async fn kill(self) {
-        let Self { id, target, replicas, journal, shared, net } = self;
+        let Self { id, target, network, replicas, journal, shared, net } = self;
+        drop(network);
         net.services.lock().remove(&id);
         replicas.0.lock().take();
         target.raft.shutdown().await.unwrap();
@@ -180,7 +189,13 @@ impl TestNode {
         }
     }
 
-    async fn write(&self, n: usize, action: Action) {
+    pub(super) fn leadership(&self) -> Leadership {
+        let Target { replica, raft, store, log } = self.target.clone();
+        let (metrics, network) = (raft.metrics(), self.network.clone());
+        Leadership { raft, metrics, store, log, network, replica }
+    }
+
+    pub(super) async fn write(&self, n: usize, action: Action) {
         let command = Command { id: id(n), now_ms: 1_000, action };
         self.propose(command.encode()).await;
     }
@@ -210,7 +225,7 @@ impl TestNode {
         self.target.raft.metrics().borrow_watched().last_log_index.unwrap()
     }
 
-    async fn reaches(&self, index: u64) {
+    pub(super) async fn reaches(&self, index: u64) {
         self.target
             .raft
             .wait(Some(Duration::from_secs(60)))
@@ -243,15 +258,15 @@ fn dumps(store: &GroupStore, conversations: usize) -> Vec<String> {
     (0..conversations).map(|n| format!("{:?} {}", digest(n), dump(store, n))).collect()
 }
 
-struct Cluster {
+pub(super) struct Cluster {
     dirs: Vec<TempDir>,
-    net: Arc<Net>,
+    pub(super) net: Arc<Net>,
     nodes: Vec<Option<TestNode>>,
 }
 
 impl Cluster {
     /// Three replicas, the first of which leads.
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let net = Arc::new(Net::default());
         let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let mut nodes = Vec::new();
@@ -268,7 +283,7 @@ impl Cluster {
         cluster
     }
 
-    fn node(&self, i: usize) -> &TestNode {
+    pub(super) fn node(&self, i: usize) -> &TestNode {
         self.nodes[i].as_ref().expect("it runs")
     }
 
@@ -281,11 +296,11 @@ impl Cluster {
         self.nodes[i] = Some(TestNode::start(self.dirs[i].path(), i as u128 + 1, &self.net).await);
     }
 
-    fn cut(&self, i: usize) {
+    pub(super) fn cut(&self, i: usize) {
         self.net.cut.lock().insert(i as u128 + 1);
     }
 
-    fn heal(&self, i: usize) {
+    pub(super) fn heal(&self, i: usize) {
         self.net.cut.lock().remove(&(i as u128 + 1));
     }
 
@@ -304,7 +319,7 @@ impl Cluster {
         expected
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         for node in self.nodes.into_iter().flatten() {
             node.kill().await;
         }

@@ -1,5 +1,6 @@
 //! One quorum round confirms all reads of a group that arrived before it began.
 
+use std::future::Future;
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,11 +37,14 @@ struct Waiting {
 }
 
 impl ReadBarrier {
-    /// A log index such that a state that has applied it reflects every write acknowledged before the call.
-    pub(crate) async fn confirm(
+    /// What a round says that began after the call; any that are needed are made by `round`.
+    pub(crate) async fn confirm<R>(
         self: &Arc<Self>,
-        raft: &Raft<TypeConfig, StateMachine>,
-    ) -> Result<u64, ReadFailure> {
+        round: impl Fn() -> R + Send + 'static,
+    ) -> Result<u64, ReadFailure>
+    where
+        R: Future<Output = Result<u64, ReadFailure>> + Send + 'static,
+    {
         let (tx, rx) = oneshot::channel();
         let start = {
             let mut waiting = self.0.lock();
@@ -49,12 +53,15 @@ impl ReadBarrier {
         };
         if start {
             // A task of its own: the reader that starts it may go away before the others are answered.
-            tokio::spawn(self.clone().rounds(raft.clone()));
+            tokio::spawn(self.clone().rounds(round));
         }
         rx.await.unwrap_or_else(|_| Err(ReadFailure::Unavailable("the node is stopping".into())))
     }
 
-    async fn rounds(self: Arc<Self>, raft: Raft<TypeConfig, StateMachine>) {
+    async fn rounds<R>(self: Arc<Self>, round: impl Fn() -> R)
+    where
+        R: Future<Output = Result<u64, ReadFailure>>,
+    {
         loop {
             let reads = {
                 let mut waiting = self.0.lock();
@@ -64,7 +71,7 @@ impl ReadBarrier {
                 }
                 mem::take(&mut waiting.reads)
             };
-            let confirmed = round(&raft).await;
+            let confirmed = round().await;
             for read in reads {
                 // A reader that gave up needs no answer.
                 let _ = read.send(confirmed.clone());
@@ -73,7 +80,8 @@ impl ReadBarrier {
     }
 }
 
-async fn round(raft: &Raft<TypeConfig, StateMachine>) -> Result<u64, ReadFailure> {
+/// A round by openraft's own means, which also renews its lease. See [`super::leadership`] for what it may count.
+pub(super) async fn confirm_by_openraft(raft: &Raft<TypeConfig, StateMachine>) -> Result<u64, ReadFailure> {
     let late = |_| ReadFailure::Unavailable("a quorum did not confirm the read in time".into());
     let linearizer =
         timeout(ROUND_MAX, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await.map_err(late)?;

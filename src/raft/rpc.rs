@@ -17,7 +17,7 @@ use openraft::raft::{
 use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, Reader, RecordError, VERSION};
 use super::commits::Commit;
 use super::snapshot::SnapshotMeta;
-use super::types::{Entry, Proposal, ReplicaId, TypeConfig, Vote};
+use super::types::{Entry, LogId, Proposal, ReplicaId, TypeConfig, Vote};
 use crate::conversation::ConversationId;
 use crate::store::Resume;
 
@@ -31,6 +31,7 @@ pub(crate) mod method {
     pub(crate) const SNAPSHOT_BLOCKS: u16 = 6;
     pub(crate) const SNAPSHOT_END: u16 = 7;
     pub(crate) const COMMITS: u16 = 8;
+    pub(crate) const CONFIRM: u16 = 9;
 }
 
 /// Commands up to this size go into the buffer of their header: a part of its own would cost more than the copy.
@@ -55,7 +56,7 @@ impl Address {
     }
 
     /// Splits a request into whom it is for and the rest.
-    pub(crate) fn split<'a>(what: &'static str, body: &'a [u8]) -> Result<(Self, Reader<'a>), RecordError> {
+    pub(super) fn split<'a>(what: &'static str, body: &'a [u8]) -> Result<(Self, Reader<'a>), RecordError> {
         let mut reader = Reader::new(what, body);
         reader.version()?;
         let address = Self { group: reader.u16()?, replica: reader.u64()? };
@@ -134,6 +135,28 @@ pub(crate) fn decode_append_answer(body: &[u8]) -> Result<AppendEntriesResponse<
         3 => AppendEntriesResponse::HigherVote(reader.vote()?),
         _ => return Err(reader.error("unknown answer")),
     })
+}
+
+/// Asks a replica whether it has voted for somebody later than this leader, and says up to where what it has is committed.
+pub(crate) fn encode_confirm(to: Address, leader: Vote, upto: Option<LogId>) -> Bytes {
+    let mut out = to.begin();
+    codec::put_vote(&mut out, &leader);
+    codec::put_option_log_id(&mut out, upto.as_ref());
+    out.into()
+}
+
+pub(crate) fn decode_confirm(mut reader: Reader<'_>) -> Result<(Vote, Option<LogId>), RecordError> {
+    Ok((reader.vote()?, reader.option_log_id()?))
+}
+
+pub(crate) fn encode_confirm_answer(is_confirmed: bool) -> Bytes {
+    vec![VERSION, u8::from(is_confirmed)].into()
+}
+
+pub(crate) fn decode_confirm_answer(body: &[u8]) -> Result<bool, RecordError> {
+    let mut reader = Reader::new("confirm answer", body);
+    reader.version()?;
+    Ok(reader.u8()? != 0)
 }
 
 /// Commits of many replicas of one node.
