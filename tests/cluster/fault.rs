@@ -138,6 +138,11 @@ impl Nemesis {
         self.wait_ready();
     }
 
+    /// Whether more than half of the nodes work as ever between the fault and its end.
+    pub(crate) fn leaves_majority(&self, fault: Fault) -> bool {
+        self.cluster.members.len() > 2 && !matches!(fault, Fault::KillAll)
+    }
+
     fn wait_ready(&mut self) {
         tokio::task::block_in_place(|| self.cluster.wait_ready());
     }
@@ -173,11 +178,16 @@ impl Nemesis {
     async fn grow(&mut self) -> usize {
         let others = self.cluster.members.len();
         let new = self.cluster.add();
-        let victim = self.rng.below(others);
-        self.cluster.kill(victim);
-        self.cluster.spawn(victim);
-        self.wait_ready();
         let name = self.cluster.members[new].name.clone();
+        // One that gives, and the one that takes.
+        for victim in [self.rng.below(others), new] {
+            self.cluster
+                .wait_view("growing", |view| is_moving(view) && groups_of(view, &name) > Some(0))
+                .await;
+            self.cluster.kill(victim);
+            self.cluster.spawn(victim);
+        }
+        self.wait_ready();
         self.cluster.wait_view("grown", |view| groups_of(view, &name) > Some(0)).await;
         new
     }
@@ -187,6 +197,7 @@ impl Nemesis {
         let name = self.cluster.members[leaving].name.clone();
         let client = self.cluster.client(leaving);
         client.request(Method::POST, "/v1/cluster/drain", None).await.expect("the node runs").expect(200);
+        self.cluster.wait_view("shrinking", is_moving).await;
         let victim = self.rng.below(leaving);
         self.cluster.kill(victim);
         self.cluster.spawn(victim);
@@ -211,6 +222,11 @@ pub(crate) fn node_of<'a>(view: &'a Value, name: &str) -> Option<&'a Value> {
 pub(crate) fn protocol_of(view: &Value, name: &str) -> Option<(u64, u64)> {
     let node = node_of(view, name)?;
     Some((node["protocol"][0].as_u64()?, node["protocol"][1].as_u64()?))
+}
+
+/// Whether groups are on their way to other nodes.
+fn is_moving(view: &Value) -> bool {
+    view["moving"].as_u64() > Some(0)
 }
 
 /// How many groups a node hosts, in the view of the cluster.

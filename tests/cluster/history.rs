@@ -102,11 +102,11 @@ impl History {
 }
 
 /// Writes operations to a file, one a line in order of their calls; its path.
-pub(crate) fn write_down(operations: &[Operation], dir: &Path, seed: u64) -> PathBuf {
+pub(crate) fn write_down(operations: &[Operation], dir: &Path, run: &str) -> PathBuf {
     let mut operations: Vec<&Operation> = operations.iter().collect();
     operations.sort_by_key(|operation| operation.called);
     let lines: String = operations.iter().map(|operation| format!("{}\n", line(operation))).collect();
-    let path = dir.join(format!("history-{seed}.jsonl"));
+    let path = dir.join(format!("history-{run}.jsonl"));
     std::fs::write(&path, lines).expect("a test writes to its own directory");
     path
 }

@@ -22,7 +22,7 @@ async fn a_volume_from_the_past_is_refused_until_it_is_replaced() {
     cluster.back_up(2);
     cluster.spawn(2);
     tokio::task::block_in_place(|| cluster.wait_ready());
-    cluster.wait_view("told of the second start", |view| incarnation(view) == Some(2)).await;
+    cluster.wait_view("told of the second start", |view| starts(view, "node-3") == Some(2)).await;
     client.append("kept", "after the copy").await.expect(201);
 
     cluster.kill(2);
@@ -56,6 +56,52 @@ async fn a_volume_from_the_past_is_refused_until_it_is_replaced() {
     lag_becomes(&cluster, &[0, 1, 2], |lag| lag == 0.0).await;
 }
 
+/// What it knows of the others is older than all they have on their disks.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_away_comes_back_though_the_others_were_restarted() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let started = tokio::task::block_in_place(|| Cluster::start(Shape::of(NODES)));
+    let mut cluster = started.expect("loopback needs nothing special");
+    cluster.client(0).create("kept").await;
+    cluster.kill(2);
+    for life in 2..=4 {
+        for node in [0, 1] {
+            tokio::task::block_in_place(|| {
+                cluster.terminate(node);
+                cluster.spawn(node);
+                cluster.wait_ready_of(|node| node != 2);
+            });
+            let name = cluster.members[node].name.clone();
+            let is_told = |view: &Value| starts(view, &name) == Some(life);
+            cluster.wait_view("told of the start", is_told).await;
+        }
+    }
+    cluster.client(0).append("kept", "without it").await.expect(201);
+    cluster.spawn(2);
+    tokio::task::block_in_place(|| cluster.wait_ready());
+    let log = cluster.client(2).get("/v1/conversations/kept/events?consistency=local").await;
+    assert_eq!(log.expect(200)["events"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_its_journal_does_not_start() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let started = tokio::task::block_in_place(|| Cluster::start(Shape::of(NODES)));
+    let mut cluster = started.expect("loopback needs nothing special");
+    cluster.kill(2);
+    let journal = cluster.members[2].node.data_dir().join("journal");
+    let elsewhere = journal.with_extension("elsewhere");
+    std::fs::rename(&journal, &elsewhere).unwrap();
+    std::fs::create_dir(&journal).unwrap();
+    cluster.spawn(2);
+    cluster.wait_logged(2, &["start_failed", "there is no journal in", "FASTPACA_REPLACE=true"]).await;
+    cluster.kill(2);
+    std::fs::remove_dir_all(&journal).unwrap();
+    std::fs::rename(&elsewhere, &journal).unwrap();
+    cluster.spawn(2);
+    tokio::task::block_in_place(|| cluster.wait_ready());
+}
+
 /// Waits until the replica furthest behind, of all groups that these nodes lead, is so far behind.
 async fn lag_becomes(cluster: &Cluster, nodes: &[usize], wanted: impl Fn(f64) -> bool) {
     let deadline = Instant::now() + START_MAX;
@@ -72,7 +118,7 @@ async fn lag_becomes(cluster: &Cluster, nodes: &[usize], wanted: impl Fn(f64) ->
     }
 }
 
-/// How often the last node was started, as far as the cluster knows.
-fn incarnation(view: &Value) -> Option<u64> {
-    node_of(view, "node-3")?["incarnation"].as_u64()
+/// How often a node was started, as far as the cluster knows.
+fn starts(view: &Value, name: &str) -> Option<u64> {
+    node_of(view, name)?["incarnation"].as_u64()
 }

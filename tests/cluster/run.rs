@@ -3,12 +3,13 @@
 use crate::checker::{self, Final};
 use crate::fault::{Fault, Nemesis};
 use crate::follower::{Followed, follow};
-use crate::history::{History, Operation, Outcome, Request, write_down};
+use crate::history::{History, Operation, Outcome, Request, Time, write_down};
 use crate::rng::Rng;
 use crate::support::client::{Client, text_of};
 use crate::support::cluster::{Cluster, Shape};
 use crate::worker::{Counts, Run, Worker};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-const CLIENTS: usize = 6;
+const CLIENTS: usize = 9;
 const CONVERSATIONS: usize = 8;
 
 /// Longest wait for operations to end while nothing is broken.
@@ -24,6 +25,9 @@ const PROGRESS_MAX: Duration = Duration::from_secs(120);
 
 /// Longest wait for them while something is: nothing need end then.
 const BROKEN_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait for each conversation to take an append while a minority of the nodes is broken.
+const SERVED_MAX: Duration = Duration::from_secs(30);
 
 /// Longest wait for the streams to reach the end.
 const STREAM_MAX: Duration = Duration::from_secs(120);
@@ -68,7 +72,11 @@ pub(crate) async fn run(seed: u64, plan: Plan) {
     for fault in plan.faults {
         let began = Instant::now();
         let node = nemesis.apply(fault).await;
+        let broken = load.run.history.now();
         load.ended_more(share / 2, BROKEN_MAX, false).await;
+        if nemesis.leaves_majority(fault) {
+            load.served_since(broken, fault).await;
+        }
         tokio::time::sleep(fault.holds().saturating_sub(began.elapsed())).await;
         nemesis.heal(fault, node).await;
         eprintln!("  {fault:?} at node {}: ready again after {:?}", node + 1, began.elapsed());
@@ -126,6 +134,24 @@ impl Load {
         assert!(ended >= goal || !must, "clients stand still: {ended} operations of {goal} ended");
     }
 
+    /// Waits until every conversation has taken an append that came after this moment.
+    async fn served_since(&self, since: Time, fault: Fault) {
+        let deadline = Instant::now() + SERVED_MAX;
+        loop {
+            let mut waiting: BTreeSet<usize> = (0..CONVERSATIONS).collect();
+            for operation in self.run.history.operations() {
+                if operation.called >= since && matches!(operation.outcome, Outcome::Appended { .. }) {
+                    waiting.remove(&operation.conversation);
+                }
+            }
+            if waiting.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{fault:?}: conversations {waiting:?} take no appends");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn finish(mut self, cluster: &mut Cluster, name: &str, seed: u64, graceful: bool) {
         self.run.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.workers.join_next().await {
@@ -150,7 +176,8 @@ impl Load {
             findings.push(format!("{unknown} outcomes were unknown though every node was asked to stop"));
         }
         if !findings.is_empty() {
-            let path = write_down(&operations, Path::new(env!("CARGO_TARGET_TMPDIR")), seed);
+            let path =
+                write_down(&operations, Path::new(env!("CARGO_TARGET_TMPDIR")), &format!("{name}-{seed}"));
             panic!(
                 "{name} with FASTPACA_SEED={seed} broke {} promises (history: {}):\n{}",
                 findings.len(),

@@ -101,7 +101,9 @@ async fn membership_changes_while_killing() {
 /// Faults of every kind in an order of the seed's choosing.
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_that_can_happen() {
-    let mut rng = crate::rng::Rng::new(seed());
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let seed = seed();
+    let mut rng = crate::rng::Rng::new(seed);
     let kinds = [
         Fault::Kill(Target::Any),
         Fault::Kill(Target::Leader),
@@ -114,6 +116,8 @@ async fn everything_that_can_happen() {
         Fault::ClockJump(Target::Any, 600),
         Fault::FillDisk(Target::Any),
     ];
-    let faults: Vec<Fault> = (0..4).map(|_| *rng.pick(&kinds)).collect();
-    scenario("everything", Shape { clocks: true, disks: true, ..ON_HOSTS }, &faults).await;
+    let faults: Vec<Fault> = (0..4 * cycles(1)).map(|_| *rng.pick(&kinds)).collect();
+    let operations = SHARE * (faults.len() + 1);
+    let shape = Shape { clocks: true, disks: true, ..ON_HOSTS };
+    run(seed, Plan { name: "everything", shape, faults, operations }).await;
 }

@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Longest wait for one answer. Below the server's own limit: a client may know less than the server, never more.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to a write. Below the server's own limit: a client may know less than the server, never more.
+const WRITTEN_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait for the answer to a read: short, so that a node which hangs always has some that were asked a moment ago.
+const READ_MAX: Duration = Duration::from_millis(500);
 
 /// How long one operation is tried again.
 const GIVE_UP: Duration = Duration::from_secs(90);
@@ -23,7 +26,8 @@ const GIVE_UP: Duration = Duration::from_secs(90);
 const RETRY: Duration = Duration::from_millis(10);
 
 const BATCH_MAX: usize = 5;
-const TAIL: usize = 5;
+/// How many events a tail has at most.
+pub(crate) const TAIL: usize = 5;
 
 /// Requests by what became of them, over all clients.
 #[derive(Debug, Default)]
@@ -58,7 +62,17 @@ pub(crate) struct Worker {
     appends: usize,
     /// The newest version it was told, by conversation.
     versions: HashMap<usize, u64>,
-    clients: HashMap<SocketAddr, Client>,
+    acknowledged: Vec<Acknowledged>,
+    clients: HashMap<(SocketAddr, Duration), Client>,
+}
+
+/// An append, and where its answer said that it is.
+#[derive(Clone)]
+struct Acknowledged {
+    conversation: usize,
+    request: Request,
+    body: Value,
+    first_seq: u64,
 }
 
 /// What one attempt led to.
@@ -70,7 +84,15 @@ enum Attempt {
 
 impl Worker {
     pub(crate) fn new(run: Arc<Run>, number: usize, rng: Rng) -> Worker {
-        Worker { run, number, rng, appends: 0, versions: HashMap::new(), clients: HashMap::new() }
+        Worker {
+            run,
+            number,
+            rng,
+            appends: 0,
+            versions: HashMap::new(),
+            acknowledged: Vec::new(),
+            clients: HashMap::new(),
+        }
     }
 
     /// Works until the run stops.
@@ -90,7 +112,8 @@ impl Worker {
                     let min_version = self.versions.get(&conversation).copied();
                     drop(self.read(conversation, Request::ReadLocal { min_version }).await);
                 }
-                _ => drop(self.read(conversation, Request::ReadLocal { min_version: None }).await),
+                95..97 => drop(self.read(conversation, Request::ReadLocal { min_version: None }).await),
+                _ => self.append_again().await,
             }
         }
     }
@@ -104,14 +127,18 @@ impl Worker {
             texts => json!({"events": texts.iter().map(|text| message(text)).collect::<Vec<_>>()}),
         };
         body["idempotency_key"] = json!(key);
-        let path = format!("/v1/conversations/{}/events", self.run.ids[conversation]);
-        let mut operation = self.begin(conversation, Request::Append { key, texts });
+        let path = self.events_path(conversation);
+        let request = Request::Append { key, texts };
+        let mut operation = self.begin(conversation, request.clone());
         operation.outcome = Outcome::NotApplied;
         let deadline = Instant::now() + GIVE_UP;
         while Instant::now() < deadline {
             match self.attempt(&mut operation, Method::POST, &path, Some(&body)).await {
                 Attempt::Answered(answer) => {
                     operation.outcome = self.appended(&operation, &answer);
+                    if let Outcome::Appended { first_seq, .. } = operation.outcome {
+                        self.acknowledged.push(Acknowledged { conversation, request, body, first_seq });
+                    }
                     break;
                 }
                 Attempt::Unknown => operation.outcome = Outcome::Unknown,
@@ -120,6 +147,37 @@ impl Worker {
             self.pause().await;
         }
         self.end(operation);
+    }
+
+    /// Sends an append again that was acknowledged some time ago: it must be known, wherever it is asked.
+    async fn append_again(&mut self) {
+        if self.acknowledged.is_empty() {
+            return;
+        }
+        let Acknowledged { conversation, request, body, first_seq } =
+            self.rng.pick(&self.acknowledged).clone();
+        let path = self.events_path(conversation);
+        let mut operation = self.begin(conversation, request);
+        let deadline = Instant::now() + GIVE_UP;
+        while Instant::now() < deadline {
+            if let Attempt::Answered(answer) =
+                self.attempt(&mut operation, Method::POST, &path, Some(&body)).await
+            {
+                let known = matches!(
+                    self.appended(&operation, &answer),
+                    Outcome::Appended { first_seq: again, .. } if again == first_seq
+                );
+                if answer.body["deduped"] != true || !known {
+                    self.find(format!("{operation:?} was at {first_seq} and is answered {answer:?}"));
+                }
+                return;
+            }
+            self.pause().await;
+        }
+    }
+
+    fn events_path(&self, conversation: usize) -> String {
+        format!("/v1/conversations/{}/events", self.run.ids[conversation])
     }
 
     fn appended(&self, operation: &Operation, answer: &Answer) -> Outcome {
@@ -212,12 +270,16 @@ impl Worker {
     }
 
     fn disallowed(&self, operation: &Operation, answer: &Answer) -> Outcome {
-        let finding = format!("{operation:?} was answered {answer:?}");
-        self.run.findings.lock().expect("nobody panics with the lock").push(finding);
+        self.find(format!("{operation:?} was answered {answer:?}"));
         Outcome::Unknown
     }
 
-    /// Sends a request to any node.
+    fn find(&self, finding: String) {
+        self.run.findings.lock().expect("nobody panics with the lock").push(finding);
+    }
+
+    /// Sends a request to any node. A write goes to the same one first, so that those of other clients go on when that
+    /// one hangs.
     async fn attempt(
         &mut self,
         operation: &mut Operation,
@@ -226,10 +288,15 @@ impl Worker {
         body: Option<&Value>,
     ) -> Attempt {
         let addresses = self.run.addresses.all();
-        operation.node = self.rng.below(addresses.len());
+        let (is_write, is_first) = (method == Method::POST, operation.attempts == 0);
+        operation.node = match is_write && is_first {
+            true => self.number % addresses.len(),
+            false => self.rng.below(addresses.len()),
+        };
         operation.attempts += 1;
         let address = addresses[operation.node];
-        let client = self.clients.entry(address).or_insert_with(|| Client::at(address, ANSWER_MAX));
+        let limit = if is_write { WRITTEN_MAX } else { READ_MAX };
+        let client = self.clients.entry((address, limit)).or_insert_with(|| Client::at(address, limit));
         let answer = client.request(method, path, body).await;
         let counts = &self.run.counts;
         let (count, attempt) = match answer {

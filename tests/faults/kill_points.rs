@@ -76,7 +76,7 @@ async fn killed_serving(node: &Node, ledger: &Ledger, ids: &[String], calls: &st
     killed
 }
 
-fn was_killed(status: ExitStatus) -> bool {
+pub(crate) fn was_killed(status: ExitStatus) -> bool {
     status.signal() == Some(SIGKILL)
 }
 

@@ -1,6 +1,7 @@
 //! Segments are reclaimed under load while the server is killed at exact points and while the power goes; afterwards, with
 //! the index and without it, everything that was acknowledged is there. And the disk really is given back.
 
+use crate::kill_points::was_killed;
 use crate::support::client::Client;
 use crate::support::faults::{Injected, calls, can_change_boot, can_trace, under_new_boot};
 use crate::support::ledger::Ledger;
@@ -143,9 +144,11 @@ async fn killed_at(calls: &str, points: &[u64]) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
-        kills += usize::from(ended.await.is_ok());
+        let ended = ended.await.is_ok();
         drop(injected);
-        process.kill();
+        let status = process.kill();
+        assert!(!ended || was_killed(status), "it ended by itself; its log ends:\n{}", process.log_end());
+        kills += usize::from(ended);
         writers.ended().await;
         churning.await.unwrap();
         if life % 2 == 1 {

@@ -33,6 +33,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for an answer about the cluster itself.
 const VIEW_MAX: Duration = Duration::from_secs(5);
 
+/// Longest wait for all replicas to have applied the same, once nobody writes.
+const ALIKE_MAX: Duration = Duration::from_secs(60);
+
 /// Bytes of the disk of a node that is to run out of it.
 const DISK_BYTES: u64 = 96 << 20;
 
@@ -74,7 +77,7 @@ impl Addresses {
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) name: String,
-    node: Node,
+    pub(crate) node: Node,
     address: SocketAddr,
     process: Option<Process>,
     pub(crate) clock: Option<Clock>,
@@ -357,26 +360,40 @@ impl Cluster {
         (0..self.members.len()).filter(|&index| self.members[index].process.is_some()).collect()
     }
 
-    /// What differs between replicas that applied the same index, where nodes tell their digests.
+    /// What differs between the replicas of a group, once all that run here have applied the same.
     pub(crate) async fn compare_digests(&self) -> Vec<String> {
-        let mut known: HashMap<(String, u64), (usize, Value)> = HashMap::new();
+        let deadline = Instant::now() + ALIKE_MAX;
+        loop {
+            match self.digests_differ().await {
+                Ok(differences) => return differences,
+                Err(why) if Instant::now() > deadline => return vec![why],
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// The groups whose replicas differ; why they cannot be compared yet.
+    async fn digests_differ(&self) -> Result<Vec<String>, String> {
+        let mut known: HashMap<String, (usize, Value)> = HashMap::new();
         let mut differences = Vec::new();
         for index in self.running_members() {
-            let Some(answer) = self.get(index, DIGESTS_PATH).await else { continue };
+            let node = index + 1;
+            let answer = self.get(index, DIGESTS_PATH).await;
+            let answer = answer.ok_or_else(|| format!("node {node} does not tell its digests"))?;
             for (group, replica) in answer["groups"].as_object().expect("groups is an object") {
-                let applied = replica["applied"].as_u64().expect("applied is a number");
-                let (other, digest) =
-                    known.entry((group.clone(), applied)).or_insert((index, replica["digest"].clone()));
-                if *digest != replica["digest"] {
-                    differences.push(format!(
-                        "group {group} at index {applied} differs between nodes {} and {}",
-                        *other + 1,
-                        index + 1
+                let (other, first) = known.entry(group.clone()).or_insert_with(|| (index, replica.clone()));
+                let other = *other + 1;
+                if first["applied"] != replica["applied"] {
+                    return Err(format!(
+                        "nodes {other} and {node} have not applied the same of group {group}"
                     ));
+                }
+                if first["digest"] != replica["digest"] {
+                    differences.push(format!("group {group} differs between nodes {other} and {node}"));
                 }
             }
         }
-        differences
+        if known.is_empty() { Err("no node tells a digest".into()) } else { Ok(differences) }
     }
 
     /// Waits until the view of the cluster is as wanted.

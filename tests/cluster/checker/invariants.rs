@@ -2,6 +2,7 @@
 
 use super::{Final, Finding};
 use crate::history::{Operation, Outcome, Request};
+use crate::worker::TAIL;
 use std::collections::{HashMap, HashSet};
 
 /// Sequence numbers without holes; nothing twice; nothing that nobody sent.
@@ -73,6 +74,20 @@ pub(super) fn versions_rise(conversation: usize, operations: &[Operation], end: 
     findings
 }
 
+/// A version is of one state: whoever sees it sees the same number of events.
+pub(super) fn versions_agree(conversation: usize, operations: &[Operation], end: &Final) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut known = HashMap::from([(end.version, end.last_seq)]);
+    for operation in of(operations, conversation) {
+        let Outcome::Saw { version, last_seq } = operation.outcome else { continue };
+        let first = *known.entry(version).or_insert(last_seq);
+        if first != last_seq {
+            findings.push(format!("{operation:?} saw {last_seq} events where others saw {first}"));
+        }
+    }
+    findings
+}
+
 /// Every event that anybody read is the one at that place in the end.
 pub(super) fn pages_agree(conversation: usize, operations: &[Operation], end: &Final) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -80,6 +95,9 @@ pub(super) fn pages_agree(conversation: usize, operations: &[Operation], end: &F
         let Outcome::SawTail(events) = &operation.outcome else { continue };
         if let Some((seq, text)) = events.iter().find(|(seq, text)| end.place_of(text) != Some(*seq)) {
             findings.push(format!("client {} read {text:?} at {seq}, where it is not", operation.client));
+        }
+        if events.len() != events.last().map_or(0, |(seq, _)| TAIL.min(*seq as usize)) {
+            findings.push(format!("{operation:?} read a tail of another length"));
         }
         if events.windows(2).any(|pair| pair[1].0 != pair[0].0 + 1) {
             findings.push(format!("{operation:?} read a page with a hole"));

@@ -48,6 +48,7 @@ pub(crate) fn check(operations: &[Operation], ends: &[Final]) -> Vec<Finding> {
         findings.extend(invariants::log_is_whole(conversation, &operations, end));
         findings.extend(invariants::appends_are_as_answered(conversation, &operations, end));
         findings.extend(invariants::versions_rise(conversation, &operations, end));
+        findings.extend(invariants::versions_agree(conversation, &operations, end));
         findings.extend(invariants::pages_agree(conversation, &operations, end));
         findings.extend(log_model::linearizable(conversation, &operations, end));
     }
