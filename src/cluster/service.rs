@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::answers::Answers;
 use super::calls::{self, StateAnswer};
+use super::control;
 use super::discovery::Discovery;
 use super::document::{self, Document, DocumentError};
 use super::durable::DurableFile;
@@ -241,8 +242,11 @@ impl Inner {
             // A replica may be dropped only once this node durably goes by the state.
             let busy = match document {
                 Some(document) if self.is_member().await => {
-                    let settled = self.started.elapsed() > SETTLE && !self.leaving.load(Ordering::Relaxed);
-                    self.keeper.round(&document, settled).await
+                    let has_space = self.parts.node.has_space();
+                    let leads = has_space && !self.leaving.load(Ordering::Relaxed);
+                    let busy = self.keeper.round(&document, leads && self.started.elapsed() > SETTLE).await;
+                    // Others may have space for the appends that are refused here.
+                    busy | (!has_space && !self.keeper.hand_over().await)
                 }
                 _ => true,
             };
@@ -288,6 +292,10 @@ impl Inner {
     fn publish(&self, document: Arc<Document>) {
         debug!(event = "cluster_state", version = document.version);
         self.parts.shards.set_moving_out(document.state.is(self.me, NodeState::Draining));
+        if !control::is_alone(&document.state) {
+            // A drain of the only node ends when it is that no more.
+            self.parts.shards.refuse_writes(false);
+        }
         self.parts.peers.set_marks(marks::of(&document.state));
         let hosts = (0..).zip(&document.state.groups).map(|(group, placement)| {
             (group, placement.replicas.iter().map(|replica| replica.node.0).collect())

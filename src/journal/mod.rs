@@ -237,6 +237,11 @@ impl Journal {
         self.inner.shared.admit(class)
     }
 
+    /// Whether there is disk space for data, outside the reserve.
+    pub fn has_space(&self) -> bool {
+        self.admit(Class::Data) != Err(AppendError::Full)
+    }
+
     fn measure(&self, frames: &[Draft<'_>]) -> Result<Vec<batch::Measured>, AppendError> {
         for frame in frames {
             let internal = matches!(frame.kind, FrameKind::Checkpoint | FrameKind::Watermark);

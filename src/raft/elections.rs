@@ -1,5 +1,6 @@
 //! The node's one timer for elections: looks at every replica and starts those elections that are due.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -72,12 +73,15 @@ impl Elections {
         let (leadership, rank) = {
             let metrics = group.metrics().borrow_watched();
             let leader = leader_replica(&metrics);
-            let mut rivals: Vec<_> = metrics.membership_config.voter_ids().collect();
+            // Who leaves by a change that is not committed yet may be the only one with the whole log.
+            let configs = [&metrics.membership_config, &metrics.committed_membership_config];
+            let mut rivals: BTreeSet<_> = configs.into_iter().flat_map(|config| config.voter_ids()).collect();
             rivals.retain(|id| leader != Some(*id) || *id == group.replica());
             let here = metrics.state.is_leader();
             // Learners and removed replicas never stand.
             let Some(place) = rivals.iter().position(|id| *id == group.replica()) else {
-                self.suspicious[usize::from(number)].store(leader.is_none(), Ordering::Relaxed);
+                let is_lost = leader_node(&metrics).is_none_or(|node| !self.liveness.answers(node));
+                self.suspicious[usize::from(number)].store(is_lost, Ordering::Relaxed);
                 return false;
             };
             let leadership = Leadership { term: metrics.current_term, leader: leader_node(&metrics), here };

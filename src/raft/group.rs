@@ -117,8 +117,8 @@ impl Group {
             leadership: Arc::new(leadership),
             handing_over: Mutex::default(),
         };
-        let initialized = group.raft.is_initialized().await.map_err(|e| failed(e.to_string()))?;
-        if initialized {
+        // Before its first entry a replica knows no members, though it may have seen a vote.
+        if group.log.with(|log| log.last().is_some()) {
             // The core tells its membership a little later than it has it.
             let known = |m: &RaftMetrics<TypeConfig>| m.membership_config.voter_ids().next().is_some();
             let told = group.raft.wait(None).metrics(known, "membership").await;
@@ -380,11 +380,11 @@ impl Group {
         self.handing_over.lock().filter(|asked| asked.0 == term).map(|asked| asked.1)
     }
 
-    /// On the leader: has all replicas hear from it, and those that could not be reached tried again at once.
-    pub(crate) async fn greet(&self) {
-        // Errors mean that the group has stopped, which its own failure reports.
+    /// On the leader: has the replicas on a node hear from it, and those that could not be reached tried again at once.
+    pub(crate) async fn greet(&self, node: u128) {
+        // An error means that the group has stopped, which its own failure reports.
         let _ = self.raft.trigger().reset_backoff([]).await;
-        let _ = self.raft.trigger().heartbeat().await;
+        self.leadership.greet(node);
     }
 
     /// Stops the replica; returns once it applies nothing any more.

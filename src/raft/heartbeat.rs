@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::liveness::{ELECTION_TIMEOUT, HEARTBEAT, Liveness};
 use super::slots::Slots;
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::peer::{Answer, Lane, Peers, Refused, Remote, Service};
 
@@ -17,7 +18,7 @@ use crate::peer::{Answer, Lane, Peers, Refused, Remote, Service};
 pub(crate) const METHOD: u16 = 15;
 
 const VERSION: u8 = 1;
-/// The sender is about to stop: it wants to lead nothing.
+/// The sender is about to stop, or has no disk space for appends: it wants to lead nothing.
 const LEAVING: u8 = 1;
 const HEADER_BYTES: usize = 2;
 const CLAIM_BYTES: usize = 10;
@@ -26,13 +27,19 @@ const CLAIM_BYTES: usize = 10;
 pub(crate) struct Heartbeats {
     slots: Arc<Slots>,
     liveness: Arc<Liveness>,
+    journal: Journal,
     metrics: Metrics,
     leaving: AtomicBool,
 }
 
 impl Heartbeats {
-    pub(crate) fn new(slots: Arc<Slots>, liveness: Arc<Liveness>, metrics: Metrics) -> Self {
-        Self { slots, liveness, metrics, leaving: AtomicBool::new(false) }
+    pub(crate) fn new(
+        slots: Arc<Slots>,
+        liveness: Arc<Liveness>,
+        journal: Journal,
+        metrics: Metrics,
+    ) -> Self {
+        Self { slots, liveness, journal, metrics, leaving: AtomicBool::new(false) }
     }
 
     /// From the next heartbeat on, others know that this node is about to stop.
@@ -76,22 +83,23 @@ impl Heartbeats {
             let sent = Instant::now();
             let answer = peers.call(node, Lane::Control, METHOD, &[body], ELECTION_TIMEOUT).await;
             if answer.is_ok() && this.liveness.answered(node, sent) {
-                this.greet().await;
+                this.greet(node).await;
             }
         });
     }
 
-    /// Has the replicas of all groups led here hear from their leader: what was lost while a link was down, such as the last
-    /// commit, is said again. A node answers once its replicas run; before they have heard from their leader, none of them can
-    /// take over the lead.
-    async fn greet(&self) {
+    /// Has a node's replicas of all groups led here hear from their leader: what was lost while a link was down, such as the
+    /// last commit, is said again. A node answers once its replicas run; before they have heard from their leader, none of them
+    /// can take over the lead.
+    async fn greet(&self, node: u128) {
         for group in self.slots.running().filter(|group| group.is_leader()) {
-            group.greet().await;
+            group.greet(node).await;
         }
     }
 
     fn encode(&self) -> Bytes {
-        let mut out = vec![VERSION, u8::from(self.leaving.load(Ordering::Relaxed)) * LEAVING];
+        let wants_none = self.leaving.load(Ordering::Relaxed) || !self.journal.has_space();
+        let mut out = vec![VERSION, u8::from(wants_none) * LEAVING];
         for group in self.slots.running().filter(|group| group.claims_lead()) {
             out.extend_from_slice(&group.number().to_le_bytes());
             out.extend_from_slice(&group.term().to_le_bytes());

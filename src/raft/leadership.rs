@@ -5,27 +5,27 @@
 //! unread, and confirm by them a read that came when another led.
 //!
 //! A voter says whether it has voted for somebody else since, as its log has it: what it grants is on its disk before
-//! anybody hears of it. So nobody else can have been elected before a majority answered. The question says what is committed
-//! as well, for a replica that waits to answer a read.
+//! anybody hears of it. So nobody else can have been elected before a majority answered.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, RaftMetrics};
 
+use super::commits::Commit;
 use super::log_store::LogStore;
 use super::network::{Confirmation, Network};
-use super::read_barrier::{ReadFailure, confirm_by_openraft};
+use super::read_barrier::ReadFailure;
 use super::rpc::Address;
 use super::state_machine::StateMachine;
 use super::types::{LeaderId, LogId, ReplicaId, TypeConfig, Vote};
 use crate::store::GroupStore;
 
-/// What confirming takes of a replica.
+/// What a replica needs to know whether it leads, and to have others know.
 #[derive(Clone)]
 pub(crate) struct Leadership {
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
@@ -36,8 +36,11 @@ pub(crate) struct Leadership {
     pub(crate) replica: ReplicaId,
 }
 
-/// Who is asked.
-struct Members {
+/// What a replica that leads, as far as it knows, has of its group.
+struct Standing {
+    vote: Vote,
+    /// The last index of its log, which its own first entry is part of.
+    last: u64,
     /// One set of voters, or two while the membership changes.
     voters: Vec<BTreeSet<ReplicaId>>,
     /// Voters and learners elsewhere.
@@ -51,8 +54,8 @@ struct Member {
     matched: Option<LogId>,
 }
 
-impl Members {
-    fn are_convinced(&self, confirmed: &BTreeSet<ReplicaId>) -> bool {
+impl Standing {
+    fn is_confirmed_by(&self, confirmed: &BTreeSet<ReplicaId>) -> bool {
         self.voters.iter().all(|voters| voters.intersection(confirmed).count() * 2 > voters.len())
     }
 }
@@ -60,48 +63,64 @@ impl Members {
 impl Leadership {
     /// A log index such that a state that has applied it reflects every write acknowledged before the call.
     pub(crate) async fn read_index(&self) -> Result<u64, ReadFailure> {
-        let (term, members) = self.standing().ok_or(ReadFailure::NotLeader)?;
-        let leader_id = LeaderId { term, node_id: self.replica };
-        let vote = Vote { leader_id, committed: true };
+        let standing = self.standing().ok_or(ReadFailure::NotLeader)?;
         // What others acknowledged before is applied here once something of this term is, and what this one acknowledges is
-        // applied first.
-        let applied = self.store.applied().0.filter(|at| (at.term, at.leader) == (term, self.replica));
-        let Some(applied) = applied else { return confirm_by_openraft(&self.raft).await };
-        let committed = LogId { leader_id, index: applied.index };
+        // applied first. Until then all that lies in its log has to be.
+        let index = self.applied_in(&standing).map_or(standing.last, |at| at.index);
         let group = self.store.group();
-        let mut answers: FuturesUnordered<_> = members
+        let has_vote = |member: &&Member| standing.voters.iter().any(|set| set.contains(&member.replica));
+        let mut answers: FuturesUnordered<_> = standing
             .others
             .iter()
+            .filter(has_vote)
             .map(async |member| {
                 let to = Address { group, replica: member.replica };
-                let upto = member.matched.min(Some(committed));
-                (member.replica, self.network.confirm(member.node, to, vote, upto).await)
+                (member.replica, self.network.confirm(member.node, to, standing.vote).await)
             })
             .collect();
         let mut confirmed = BTreeSet::from([self.replica]);
-        let (mut is_deposed, mut is_answered) = (false, true);
-        while !members.are_convinced(&confirmed) {
+        let mut is_deposed = false;
+        while !standing.is_confirmed_by(&confirmed) {
             match answers.next().await {
                 Some((replica, Confirmation::Confirmed)) => drop(confirmed.insert(replica)),
-                Some((_, Confirmation::Denied)) => is_deposed = true,
-                Some((_, Confirmation::Refused)) => is_answered = false,
+                Some((_, Confirmation::Denied)) => {
+                    is_deposed = true;
+                    // The core finds out as well. An error means that the group has stopped, which its own failure reports.
+                    let _ = self.raft.trigger().heartbeat().await;
+                }
                 Some((_, Confirmation::Missed)) => {}
                 None if is_deposed => return Err(ReadFailure::NotLeader),
-                // Nodes of an earlier version cannot be asked.
-                None if !is_answered => return confirm_by_openraft(&self.raft).await,
                 None => {
                     return Err(ReadFailure::Unavailable("a quorum did not confirm the read in time".into()));
                 }
             }
         }
-        // The others are asked all the same, for what the question says.
-        while let Some(Some(_)) = answers.next().now_or_never() {}
-        let is_mine = self.log.with(|log| log.vote <= Some(vote));
-        if is_mine { Ok(applied.index) } else { Err(ReadFailure::NotLeader) }
+        let is_mine = self.log.with(|log| log.vote <= Some(standing.vote));
+        if is_mine { Ok(index) } else { Err(ReadFailure::NotLeader) }
     }
 
-    /// The term in which this replica leads, as far as it knows, and whom to ask whether it does.
-    fn standing(&self) -> Option<(u64, Members)> {
+    /// Has the replicas on a node hear from their leader, and what is committed of what they have.
+    pub(crate) fn greet(&self, node: u128) {
+        let Some(standing) = self.standing() else { return };
+        // The first entry of a leader is told by itself.
+        let Some(committed) = self.applied_in(&standing) else { return };
+        for member in standing.others.iter().filter(|member| member.node == node) {
+            if let Some(upto) = member.matched.min(Some(committed)) {
+                let to = Address { group: self.store.group(), replica: member.replica };
+                self.network.tell(node, to, Commit { vote: standing.vote, upto });
+            }
+        }
+    }
+
+    /// The last entry applied here, if it is of this leadership.
+    fn applied_in(&self, standing: &Standing) -> Option<LogId> {
+        let leader_id = standing.vote.leader_id;
+        let applied = self.store.applied().0?;
+        let is_own = (applied.term, applied.leader) == (leader_id.term, leader_id.node_id);
+        is_own.then_some(LogId { leader_id, index: applied.index })
+    }
+
+    fn standing(&self) -> Option<Standing> {
         let metrics = self.metrics.borrow_watched();
         if !metrics.state.is_leader() {
             return None;
@@ -109,14 +128,18 @@ impl Leadership {
         let membership = metrics.membership_config.membership();
         let matched = |replica| *metrics.replication.as_ref()?.get(&replica)?;
         let others = membership.nodes().filter(|(replica, _)| **replica != self.replica);
-        let others = others
-            .map(|(replica, host)| Member {
-                replica: *replica,
-                node: host.node_id,
-                matched: matched(*replica),
-            })
-            .collect();
-        Some((metrics.current_term, Members { voters: membership.get_joint_config().clone(), others }))
+        let others = others.map(|(replica, host)| Member {
+            replica: *replica,
+            node: host.node_id,
+            matched: matched(*replica),
+        });
+        let leader_id = LeaderId { term: metrics.current_term, node_id: self.replica };
+        Some(Standing {
+            vote: Vote { leader_id, committed: true },
+            last: metrics.last_log_index?,
+            voters: membership.get_joint_config().clone(),
+            others: others.collect(),
+        })
     }
 }
 
@@ -162,23 +185,24 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_question_says_what_is_committed() {
+    async fn a_greeting_says_what_is_committed() {
         let cluster = Cluster::start().await;
-        cluster.net.judge(|_, called| if called == method::COMMITS { Fate::NotSent } else { Fate::Served });
+        let (tx, mut refused) = tokio::sync::mpsc::unbounded_channel();
+        cluster.net.judge(move |to, called| {
+            if called != method::COMMITS {
+                return Fate::Served;
+            }
+            tx.send(to).unwrap();
+            Fate::Refused
+        });
         cluster.node(0).write(0, put()).await;
+        let last = cluster.node(0).last_index();
+        // One of the others acknowledged it before it was committed, and so has to be told.
+        let node = refused.recv().await.unwrap();
+        cluster.net.judge(|_, _| Fate::Served);
         let leadership = cluster.node(0).leadership();
-        // What one of them acknowledged last may come after the answer that made the majority.
-        let both_have = |m: &RaftMetrics<TypeConfig>| {
-            m.replication
-                .as_ref()
-                .is_some_and(|r| r.values().all(|at| at.map(|at| at.index) == m.last_log_index))
-        };
-        let wait = cluster.node(0).target.raft.wait(Some(Duration::from_secs(60)));
-        wait.metrics(both_have, "both have it").await.unwrap();
-        let index = leadership.read_index().await.unwrap();
-        for node in [1, 2] {
-            cluster.node(node).reaches(index).await;
-        }
+        leadership.greet(node);
+        cluster.node(node as usize - 1).reaches(last).await;
         drop(leadership);
         cluster.stop().await;
     }

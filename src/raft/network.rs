@@ -22,11 +22,11 @@ use openraft::raft::{
 use parking_lot::Mutex;
 
 use super::codec::RecordError;
-use super::commits::{Commits, Told};
+use super::commits::{Commit, Commits, Told};
 use super::rpc::{self, Address, method};
 use super::send::{self, Pace};
 use super::snapshot::{GroupSnapshot, Snapshot};
-use super::types::{Host, LogId, ReplicaId, TypeConfig, Vote};
+use super::types::{Host, ReplicaId, TypeConfig, Vote};
 use crate::peer::{CallError, Lane, Peers};
 
 /// Append requests of one group that may be under way to one replica.
@@ -83,15 +83,12 @@ impl Transport for Peers {
 }
 
 /// What a replica says of a leader.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Confirmation {
     /// It has voted for no later one.
     Confirmed,
     /// It has.
     Denied,
-    /// It is not there, or of a version that is not asked so.
-    Refused,
-    /// No answer came.
+    /// It did not answer, or is not there.
     Missed,
 }
 
@@ -110,23 +107,20 @@ impl Network {
         Self { transport, commits, pace: Arc::new(Pace::new(snapshot_bytes_per_second)) }
     }
 
-    /// Asks a replica on another node whether it has voted for somebody later than this leader, and lets it know up to where what
-    /// it has is committed.
-    pub(crate) async fn confirm(
-        &self,
-        node: u128,
-        to: Address,
-        leader: Vote,
-        upto: Option<LogId>,
-    ) -> Confirmation {
-        let body = vec![rpc::encode_confirm(to, leader, upto)];
+    /// Asks a replica on another node whether it has voted for somebody later than this leader.
+    pub(crate) async fn confirm(&self, node: u128, to: Address, leader: Vote) -> Confirmation {
+        let body = vec![rpc::encode_confirm(to, leader)];
         let answer = self.transport.call(node, Lane::Log, method::CONFIRM, body, CONFIRM_LIMIT).await;
         match answer.map(|answer| rpc::decode_confirm_answer(&answer)) {
             Ok(Ok(true)) => Confirmation::Confirmed,
             Ok(Ok(false)) => Confirmation::Denied,
-            Ok(Err(_)) | Err(CallError::Refused(_)) => Confirmation::Refused,
-            Err(CallError::Lost(_) | CallError::NotSent(_)) => Confirmation::Missed,
+            Ok(Err(_)) | Err(_) => Confirmation::Missed,
         }
+    }
+
+    /// Has a replica on another node told what is committed, soon. Within a runtime.
+    pub(crate) fn tell(&self, node: u128, to: Address, commit: Commit) {
+        self.commits.tell(node, to, commit);
     }
 
     /// The way of one group.

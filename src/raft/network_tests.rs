@@ -39,7 +39,7 @@ pub(super) enum Fate {
     Served,
     /// Served, but the answer does not arrive.
     Lost,
-    NotSent,
+    Refused,
 }
 
 type Judge = Box<dyn FnMut(u128, u16) -> Fate + Send>;
@@ -68,8 +68,8 @@ impl Net {
         let service = self.services.lock().get(&to).cloned();
         let Some(service) = service else { return Err(CallError::NotSent("down".into())) };
         let fate = self.judge.lock().as_mut().map_or(Fate::Served, |judge| judge(to, method));
-        if fate == Fate::NotSent {
-            return Err(CallError::NotSent("as the test wants".into()));
+        if fate == Fate::Refused {
+            return Err(CallError::Refused("as the test wants".into()));
         }
         let request = body.clone();
         let mut call = Box::pin(async move { service.handle(method, request).await });
@@ -221,7 +221,7 @@ impl TestNode {
         }
     }
 
-    fn last_index(&self) -> u64 {
+    pub(super) fn last_index(&self) -> u64 {
         self.target.raft.metrics().borrow_watched().last_log_index.unwrap()
     }
 

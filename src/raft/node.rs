@@ -23,7 +23,7 @@ use super::recovery::{self, RecoveryError, RecoverySettings};
 use super::service::{RaftService, Running};
 use super::slots::{Slot, Slots};
 use super::types::ReplicaId;
-use crate::journal::{AppendError, Class, Disk, Journal, Options};
+use crate::journal::{Disk, Journal, Options};
 use crate::metrics::Metrics;
 use crate::peer::Peers;
 use crate::store::{Failure, Shared, StoreError};
@@ -130,12 +130,14 @@ impl Node {
             failure.clone(),
             stop.clone(),
         );
+        let heartbeats =
+            Heartbeats::new(slots.clone(), liveness.clone(), recovered.journal.clone(), metrics.clone());
         let node = Self {
             journal: recovered.journal,
             shared: recovered.shared,
             node_id: settings.node_id,
             elections: Arc::new(Elections::new(slots.clone(), liveness.clone(), failure.clone())),
-            heartbeats: Arc::new(Heartbeats::new(slots.clone(), liveness.clone(), metrics.clone())),
+            heartbeats: Arc::new(heartbeats),
             slots,
             network: Network::new(Arc::new(network), settings.snapshot_bytes_per_second),
             liveness,
@@ -232,7 +234,7 @@ impl Node {
 
     /// Whether there is disk space for appends.
     pub fn has_space(&self) -> bool {
-        self.journal.admit(Class::Data) != Err(AppendError::Full)
+        self.journal.has_space()
     }
 
     /// Writes a checkpoint now, unless the node has failed; failing at it stops the node.
@@ -327,7 +329,7 @@ async fn sample(slots: Arc<Slots>, journal: Journal, shared: Arc<Shared>, stop: 
         metrics.journal_segments.set(i64::from(stats.active_segment - stats.oldest_segment) + 1);
         metrics.journal_queue_bytes.set(stats.queued_bytes as i64);
         metrics.disk_free_bytes.set(stats.free_bytes as i64);
-        metrics.disk_full.set(i64::from(journal.admit(Class::Data) == Err(AppendError::Full)));
+        metrics.disk_full.set(i64::from(!journal.has_space()));
         metrics.index_disk_bytes.set(shared.index.disk_bytes() as i64);
         metrics.record_bytes.set(shared.record_bytes.load(std::sync::atomic::Ordering::Relaxed) as i64);
         tokio::select! {

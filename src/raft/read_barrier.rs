@@ -80,7 +80,7 @@ impl ReadBarrier {
     }
 }
 
-/// A round by openraft's own means, which also renews its lease. See [`super::leadership`] for what it may count.
+/// A round by openraft's own means, which renews its lease. It says too little for a read: see [`super::leadership`].
 pub(super) async fn confirm_by_openraft(raft: &Raft<TypeConfig, StateMachine>) -> Result<u64, ReadFailure> {
     let late = |_| ReadFailure::Unavailable("a quorum did not confirm the read in time".into());
     let linearizer =

@@ -17,7 +17,7 @@ use openraft::raft::{
 use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, Reader, RecordError, VERSION};
 use super::commits::Commit;
 use super::snapshot::SnapshotMeta;
-use super::types::{Entry, LogId, Proposal, ReplicaId, TypeConfig, Vote};
+use super::types::{Entry, Proposal, ReplicaId, TypeConfig, Vote};
 use crate::conversation::ConversationId;
 use crate::store::Resume;
 
@@ -137,16 +137,15 @@ pub(crate) fn decode_append_answer(body: &[u8]) -> Result<AppendEntriesResponse<
     })
 }
 
-/// Asks a replica whether it has voted for somebody later than this leader, and says up to where what it has is committed.
-pub(crate) fn encode_confirm(to: Address, leader: Vote, upto: Option<LogId>) -> Bytes {
+/// Asks a replica whether it has voted for somebody later than this leader.
+pub(crate) fn encode_confirm(to: Address, leader: Vote) -> Bytes {
     let mut out = to.begin();
     codec::put_vote(&mut out, &leader);
-    codec::put_option_log_id(&mut out, upto.as_ref());
     out.into()
 }
 
-pub(crate) fn decode_confirm(mut reader: Reader<'_>) -> Result<(Vote, Option<LogId>), RecordError> {
-    Ok((reader.vote()?, reader.option_log_id()?))
+pub(crate) fn decode_confirm(mut reader: Reader<'_>) -> Result<Vote, RecordError> {
+    reader.vote()
 }
 
 pub(crate) fn encode_confirm_answer(is_confirmed: bool) -> Bytes {

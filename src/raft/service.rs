@@ -25,7 +25,7 @@ use super::rpc::{self, Address, Wanted, method};
 use super::slots::Slots;
 use super::snapshot::{GroupSnapshot, Snapshot, SnapshotMeta};
 use super::state_machine::{StateMachine, applied};
-use super::types::{LogId, ReplicaId, TypeConfig, Vote};
+use super::types::{ReplicaId, TypeConfig, Vote};
 use crate::peer::{Answer, Refused, Remote, Service};
 use crate::store::GroupStore;
 
@@ -121,21 +121,6 @@ fn refused(error: impl ToString) -> Refused {
     Refused(error.to_string())
 }
 
-/// Whether a replica has voted for nobody later than a leader, which says up to where what the replica has is committed.
-fn confirm(target: &Target, (leader, upto): (Vote, Option<LogId>)) -> Bytes {
-    // Durable: a vote that was granted was written before.
-    let is_confirmed = target.log.with(|log| log.vote <= Some(leader));
-    let applied = target.store.applied().0.map(|at| at.index);
-    if let Some(upto) = upto.filter(|upto| is_confirmed && applied < Some(upto.index)) {
-        let raft = target.raft.clone();
-        // The question is answered without it. A replica that has stopped has no use for it.
-        tokio::spawn(async move {
-            drop(raft.append_entries(commits::as_request(Commit { vote: leader, upto })).await)
-        });
-    }
-    rpc::encode_confirm_answer(is_confirmed)
-}
-
 impl RaftService {
     /// The methods it serves.
     pub const METHODS: RangeInclusive<u16> = 1..=14;
@@ -167,7 +152,13 @@ impl RaftService {
                 let answer = target.raft.handle_transfer_leader(request).await.map_err(refused)?;
                 Ok(rpc::encode_transfer_answer(&answer))
             }
-            method::CONFIRM => Ok(confirm(&target, rpc::decode_confirm(reader)?)),
+            method::CONFIRM => {
+                let leader = rpc::decode_confirm(reader)?;
+                // Durable: a vote that was granted was written before.
+                let is_confirmed =
+                    target.log.with(|log| log.replica == to.replica && log.vote <= Some(leader));
+                Ok(rpc::encode_confirm_answer(is_confirmed))
+            }
             method::SNAPSHOT_BEGIN => self.begin(to, &target, rpc::decode_begin(reader)?).await,
             method::SNAPSHOT_BLOCKS => self.blocks(to, rpc::decode_blocks(&body, reader)?).await,
             method::SNAPSHOT_END => self.end(to, &target, rpc::decode_end(reader)?).await,

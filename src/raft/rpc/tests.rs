@@ -167,11 +167,7 @@ fn golden_bytes() {
         "0102010300000000000000020000000000000009000000000000000102000000000000000900000000000000\
          0700000000000000"
     );
-    assert_eq!(
-        hex(&encode_confirm(TO, vote(2), Some(log_id(2, 7)))),
-        "0102010300000000000000020000000000000009000000000000000101020000000000000009000000000000\
-         000700000000000000"
-    );
+    assert_eq!(hex(&encode_confirm(TO, vote(2))), "01020103000000000000000200000000000000090000000000000001");
     assert_eq!(hex(&encode_confirm_answer(true)), "0101");
     let wanted = Wanted::Changes { session: 1, base: Some(2), resume: None };
     assert_eq!(hex(&wanted.encode()), "0101010000000000000001020000000000000000");
