@@ -1,6 +1,6 @@
 //! The composition root: opens the node's files, wires the parts together, serves, and shuts down in order.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -56,6 +56,11 @@ pub enum StartError {
     Signals(io::Error),
     #[error("data directory {dir}: {source}")]
     DataDir { dir: String, source: io::Error },
+    #[error(
+        "data directory {dir} is of a member of a cluster, and there is no journal in {dir}/journal: is it mounted? Without it \
+         this node would break what it promised to others: empty the directory and start with FASTPACA_REPLACE=true"
+    )]
+    JournalGone { dir: String },
     #[error(transparent)]
     Journal(#[from] crate::journal::OpenError),
     #[error(transparent)]
@@ -182,6 +187,9 @@ impl Server {
         let in_data_dir = |source| StartError::DataDir { dir: config.data_dir.display().to_string(), source };
         let node_id = node_id(&config.data_dir).map_err(in_data_dir)?;
         let (file, membership) = DurableFile::open(&config.data_dir).map_err(in_data_dir)?;
+        if membership.cluster().is_some() && !has_journal(&config.data_dir).map_err(in_data_dir)? {
+            return Err(StartError::JournalGone { dir: config.data_dir.display().to_string() });
+        }
         let links = PeerRuntime::start().map_err(StartError::Threads)?;
         let start = (file.incarnation(), file.marks());
         let settings = PeerSettings::of(&config, node_id, start, address.port())?;
@@ -235,6 +243,20 @@ impl Server {
         self.node.shutdown().await;
         drop(self.links);
     }
+}
+
+/// Whether a data directory has any of a journal.
+fn has_journal(data_dir: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(data_dir.join("journal")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for entry in entries {
+        if entry?.path().extension().is_some_and(|extension| extension == "segment") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn start_node(

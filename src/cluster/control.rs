@@ -172,7 +172,8 @@ pub(super) fn members(state: &ClusterState) -> impl Iterator<Item = (NodeId, &No
     nodes.map(|(node, record)| (*node, record))
 }
 
-fn is_alone(state: &ClusterState) -> bool {
+/// Whether the cluster has one member.
+pub(super) fn is_alone(state: &ClusterState) -> bool {
     members(state).count() == 1
 }
 

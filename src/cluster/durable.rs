@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::founding::Durable;
+use crate::peer::Mark;
 
 const FILE: &str = "cluster.json";
 /// Raised when older nodes could not make sense of the file.
@@ -62,12 +63,12 @@ impl DurableFile {
         self.saved.lock().marks.clone()
     }
 
-    /// Adds a random mark, and forgets all but the one before it; answers both.
+    /// Adds a mark, and forgets all but the one before it; answers both.
     pub fn add_mark(&self) -> io::Result<Vec<u64>> {
-        let mark = getrandom::u64().map_err(io::Error::other)?;
+        let random = getrandom::u64().map_err(io::Error::other)?;
         let saved = self.change(|saved| {
             saved.marks.drain(..saved.marks.len().saturating_sub(1));
-            saved.marks.push(mark);
+            saved.marks.push(Mark::value_after(saved.marks.last().copied(), random));
         });
         saved.map(|saved| saved.marks)
     }
@@ -131,6 +132,7 @@ mod tests {
         assert_eq!((first.len(), second.len(), second[0]), (1, 2, first[0]));
         let third = file.add_mark().unwrap();
         assert_eq!((third.len(), third[0]), (2, second[1]));
+        assert_eq!(third.iter().map(|mark| mark >> Mark::RANDOM_BITS).collect::<Vec<_>>(), [2, 3]);
         let (file, membership) = DurableFile::open(dir.path()).unwrap();
         assert_eq!((file.incarnation(), membership, file.marks()), (2, member, third));
         fs::write(dir.path().join(FILE), "{").unwrap();

@@ -1,9 +1,10 @@
 //! Telling a node whose data is from the past: a volume that was restored from a copy.
 //!
 //! Such a node does not know the votes it gave and the entries it acknowledged since the copy was made, and would break
-//! what it promised. So a node writes a random mark to its disk and then has the cluster state say it, after each start
-//! and from time to time; its peers let nobody in under its id who does not have the mark that the state says. A copy from
-//! before the newest mark is thereby refused, however often it is started; a younger one is not told apart.
+//! what it promised. So a node writes a numbered random mark to its disk and then has the cluster state say it, after each start
+//! and from time to time; its peers let nobody in under its id who has neither the mark that the state says nor one of a higher
+//! number. A copy from before the newest mark is thereby refused, however often it is started; a younger one is not told
+//! apart, nor is one by a peer that was away itself and has a state from before the copy.
 //!
 //! A node keeps two marks: the one that the state says, and the next, of which it may not know whether the state says it
 //! already. It makes no third one before it knows.

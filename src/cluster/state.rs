@@ -99,8 +99,8 @@ pub struct NodeRecord {
     pub joined_ms: i64,
 }
 
-/// A random number that a node wrote to its own disk before it told it: a node that comes back without it has data from
-/// before that time.
+/// What a node wrote to its own disk before it told it: a node that comes back without it has data from before that time. See
+/// [`crate::peer::Mark`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     pub value: u64,
@@ -159,9 +159,10 @@ impl ClusterState {
         ClusterState { cluster, nodes, groups }
     }
 
-    /// Whether every node speaks this version of the peer protocol or a newer one.
+    /// Whether every member speaks this version of the peer protocol or a newer one.
     pub fn all_speak(&self, protocol: u16) -> bool {
-        self.nodes.values().all(|node| node.protocol.1 >= protocol)
+        let mut members = self.nodes.values().filter(|node| node.state != NodeState::Removed);
+        members.all(|node| node.protocol.1 >= protocol)
     }
 
     pub fn encode(&self) -> String {

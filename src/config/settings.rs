@@ -281,7 +281,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "batch_body_max_bytes",
         default: Some("8MiB"),
         example: "",
-        doc: "Largest body of a batch append or a compaction; beyond it 413 too_large. At least body_max_bytes.",
+        doc: "Largest body of a batch append or a compaction; beyond it 413 too_large. At least body_max_bytes. The same on all \
+              nodes of a cluster: a group whose followers take less than its leader stands still behind what is larger.",
         field: |c| Field::Size(&mut c.batch_body_max_bytes, KIB..=256 * MIB),
     },
     Setting {

@@ -200,6 +200,11 @@ impl Links {
         let node = link.remote.node_id;
         if let Some(standing) = inner.by_node.get(&node) {
             if standing.instance == link.instance {
+                // It is known whom this address leads to, all the same.
+                if let Some((_, info)) = inner.targets.get_mut(&address) {
+                    info.remote = Some(link.remote.clone());
+                }
+                self.show(&inner);
                 return false;
             }
             standing.down.cancel();

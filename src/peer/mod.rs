@@ -108,19 +108,31 @@ pub struct Remote {
     pub protocol: u16,
 }
 
-/// What a node last told its cluster of itself: a random number that it had written to its disk before. Whoever comes
-/// under its id and does not have the number runs on data from before that time, and what this data promised to others
-/// since, votes and entries, it does not know.
+/// What a node last told its cluster of itself, after it had written it to its disk. Whoever comes under its id and has
+/// neither this mark nor a later one runs on data from before that time, and what this data promised to others since, votes
+/// and entries, it does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
+    /// The number of the mark above [`Mark::RANDOM_BITS`] random ones.
     pub value: u64,
     /// The process that told it; see [`Peers::instance`].
     pub instance: u64,
 }
 
 impl Mark {
+    /// Of the lowest bits of a value.
+    pub const RANDOM_BITS: u32 = 40;
+
+    /// The value of the mark behind `last`.
+    pub fn value_after(last: Option<u64>, random: u64) -> u64 {
+        let number = last.map_or(0, |last| last >> Self::RANDOM_BITS) + 1;
+        number << Self::RANDOM_BITS | random >> (u64::BITS - Self::RANDOM_BITS)
+    }
+
+    /// Whether a process, or the marks on its disk, are of this time or a later one.
     fn is_known_to(&self, instance: u64, marks: &[u64]) -> bool {
-        self.instance == instance || marks.contains(&self.value)
+        let is_later = |mark: &u64| mark >> Self::RANDOM_BITS > self.value >> Self::RANDOM_BITS;
+        self.instance == instance || marks.contains(&self.value) || marks.iter().any(is_later)
     }
 }
 

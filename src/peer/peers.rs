@@ -221,7 +221,7 @@ impl Shared {
         drop(unproven);
         let hello = &greeted.proven.hello;
         let (lane, answer_bytes_max) = (hello.lane, hello.body_bytes_max as usize);
-        let remote = greeted.remote(SocketAddr::new(from.ip(), hello.port)).await;
+        let remote = greeted.remote(SocketAddr::new(from.ip().to_canonical(), hello.port)).await;
         self.note_inbound(&remote);
         let outbox = Arc::new(Outbox::new(lane.queue_bytes_max()));
         let bounds = (self.settings.body_bytes_max as usize, answer_bytes_max);

@@ -214,22 +214,27 @@ mod tests {
     #[test]
     fn data_from_the_past_is_not_let_in() {
         let mut roster = Roster::new(1, "a".into(), 10, None);
+        let mark = |number: u64, random: u64| number << Mark::RANDOM_BITS | random;
         let with = |instance, marks: &[u64]| Hello { marks: marks.to_vec(), ..hello(2, "b", instance, 5) };
-        roster.set_marks(BTreeMap::from([(2, Mark { value: 7, instance: 20 })]));
-        for outdated in [with(21, &[]), with(21, &[6]), with(21, &[5, 6])] {
+        let told = |number, instance| BTreeMap::from([(2, Mark { value: mark(number, 1), instance })]);
+        roster.set_marks(told(7, 20));
+        let other = mark(7, 2);
+        for outdated in [with(21, &[]), with(21, &[mark(6, 1)]), with(21, &[mark(6, 1), other])] {
             let refused = roster.admit(&outdated).expect_err("7 was told after this was written");
             assert_eq!(refused.reason, Reason::OutdatedData);
             assert!(refused.text.contains("\"b\"") && refused.text.contains("FASTPACA_REPLACE"), "{refused}");
         }
-        for current in [with(21, &[7]), with(21, &[6, 7]), with(21, &[7, 8])] {
+        let later = with(21, &[mark(9, 1), mark(10, 1)]);
+        let current = [with(21, &[mark(7, 1)]), with(21, &[mark(6, 1), mark(7, 1)]), later];
+        for current in current {
             assert!(roster.admit(&current).is_ok());
             roster.release(2, 21);
         }
-        let told_it = roster.admit(&with(20, &[6])).expect("the process that told the mark");
+        let told_it = roster.admit(&with(20, &[mark(6, 1)])).expect("the process that told the mark");
         assert!(roster.admit(&hello(3, "c", 30, 1)).is_ok(), "it has told none yet");
-        roster.set_marks(BTreeMap::from([(2, Mark { value: 8, instance: 20 })]));
+        roster.set_marks(told(8, 20));
         assert!(!told_it.is_cancelled(), "it goes on to tell marks");
-        roster.set_marks(BTreeMap::from([(2, Mark { value: 9, instance: 22 })]));
+        roster.set_marks(told(9, 22));
         assert!(told_it.is_cancelled(), "a process that started later told one");
     }
 

@@ -59,6 +59,9 @@ fn a_version_is_spoken_once_the_last_node_speaks_it() {
         state.nodes.get_mut(node).unwrap().protocol = protocol;
     }
     assert!(state.all_speak(2) && !state.all_speak(3));
+    let removed = state.nodes.values_mut().next().unwrap();
+    (removed.protocol, removed.state) = ((1, 1), NodeState::Removed);
+    assert!(state.all_speak(2), "who has left is not asked");
 }
 
 #[test]
