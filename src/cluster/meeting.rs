@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::calls::{self, Change, ChangeAnswer, Status};
 use super::founding::{Action, Event, Message};
 use super::service::Inner;
-use super::state::{ClusterId, META_GROUP, NodeId, founding_placement};
+use super::state::{ClusterId, META_GROUP, NodeId, NodeState, founding_placement};
 use crate::peer::CallError;
 
 /// Groups whose preferred leader has not founded them by then are founded by any member.
@@ -130,6 +130,11 @@ impl Inner {
         let change = Change::Admit { node: self.me, record: now, replace: false };
         if let Err(error) = self.make(change, calls::HOPS_MAX).await {
             warn!(event = "record_update_failed", %error);
+            // A replica here of the state's group hears nothing any more once the node was removed.
+            let newer = self.newest_elsewhere().await;
+            if let Some(newer) = newer.filter(|newer| newer.state.is(self.me, NodeState::Removed)) {
+                self.publish(newer);
+            }
         }
     }
 }

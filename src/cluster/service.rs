@@ -274,6 +274,12 @@ impl Inner {
         if here.is_some() || hosts_meta {
             return Ok(here);
         }
+        Ok(self.newest_elsewhere().await)
+    }
+
+    /// A newer state than the one this node goes by, from others.
+    pub(super) async fn newest_elsewhere(&self) -> Option<Arc<Document>> {
+        let known = self.known_version();
         for remote in self.parts.peers.reached() {
             let answer = calls::call(&self.parts.peers, NodeId(remote.node_id), calls::STATE, &()).await;
             let Ok(Some(StateAnswer { version, state })) = answer else { continue };
@@ -282,14 +288,14 @@ impl Inner {
                 && version > known
                 && *self.cluster.lock() == Some(state.cluster)
             {
-                return Ok(Some(Arc::new(Document { version, state })));
+                return Some(Arc::new(Document { version, state }));
             }
         }
-        Ok(None)
+        None
     }
 
     /// Goes by a state from now on.
-    fn publish(&self, document: Arc<Document>) {
+    pub(super) fn publish(&self, document: Arc<Document>) {
         debug!(event = "cluster_state", version = document.version);
         self.parts.shards.set_moving_out(document.state.is(self.me, NodeState::Draining));
         if !control::is_alone(&document.state) {

@@ -4,6 +4,7 @@ use crate::ONE_AT_A_TIME;
 use crate::fault::node_of;
 use crate::support::cluster::{Cluster, Shape};
 use crate::support::process::START_MAX;
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,28 @@ async fn a_volume_from_the_past_is_refused_until_it_is_replaced() {
     assert_eq!(log.expect(200)["events"].as_array().unwrap().len(), 3);
     assert_eq!(cluster.compare_digests().await, Vec::<String>::new());
     lag_becomes(&cluster, &[0, 1, 2], |lag| lag == 0.0).await;
+}
+
+/// It was told by nobody, and nobody's log reaches it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_removed_while_it_was_away_stops() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let started = tokio::task::block_in_place(|| Cluster::start(Shape::of(NODES + 1)));
+    let mut cluster = started.expect("loopback needs nothing special");
+    cluster.kill(3);
+    let client = cluster.client(0);
+    let deadline = Instant::now() + START_MAX;
+    loop {
+        let path = "/v1/cluster/nodes/node-4";
+        let removed = client.request(Method::DELETE, path, None).await.expect("the node runs");
+        if removed.status == 204 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{removed:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    cluster.spawn(3);
+    cluster.wait_logged(3, &["stopped_by_failure", "this node was removed from the cluster"]).await;
 }
 
 /// What it knows of the others is older than all they have on their disks.

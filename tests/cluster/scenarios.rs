@@ -49,6 +49,7 @@ async fn partitions() {
     scenario("partitions", ON_HOSTS, &faults).await;
 }
 
+/// Packets are delayed only where the kernel has netem; it is said where it has not.
 #[tokio::test(flavor = "multi_thread")]
 async fn loss_and_delay() {
     scenario("lossy", ON_HOSTS, &[Fault::Lossy { percent: 5, delay_ms: 20 }]).await;

@@ -30,8 +30,9 @@ use crate::trace;
 const WRITES_BYTES_MAX: usize = 64 << 20;
 /// Reads of other nodes answered at once; a page of each is in memory. More wait.
 const READS_MAX: usize = 64;
-/// Waits of other nodes held at once. More are refused.
-const WAITS_MAX: usize = 4_096;
+/// Waits of other nodes held at once, those that nobody waits for any more among them: fewer than the calls that a connection
+/// serves, so that Raft's get through. More are refused.
+const WAITS_MAX: usize = 512;
 
 /// The bounds of what is served for other nodes.
 pub(crate) struct Bounds {
