@@ -158,6 +158,9 @@ impl TestNode {
         let mut recovered = recover(dir);
         let (store, log) = (recovered.stores.remove(0), recovered.logs.remove(0));
         let log = LogStore::new(GROUP, recovered.journal.clone(), log);
+        if log.with(|log| log.replica) == 0 {
+            log.adopt(id as u64).await.unwrap();
+        }
         let transport = Arc::new(Loopback { from: id, net: net.clone() });
         let network = Network::new(transport, 64 << 20);
         let machine = StateMachine::new(store.clone(), log.clone(), Failure::default());
