@@ -57,8 +57,8 @@ pub enum StartError {
     #[error("data directory {dir}: {source}")]
     DataDir { dir: String, source: io::Error },
     #[error(
-        "data directory {dir} is of a member of a cluster, and there is no journal in {dir}/journal: is it mounted? Without it \
-         this node would break what it promised to others: empty the directory and start with FASTPACA_REPLACE=true"
+        "data directory {dir} is of a member of a cluster, and there is no journal in {dir}/journal: is it mounted? If it is lost, \
+         empty the directory: a node beside others then starts with FASTPACA_REPLACE=true, a lone one is restored from a backup"
     )]
     JournalGone { dir: String },
     #[error(transparent)]
