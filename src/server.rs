@@ -1,6 +1,6 @@
 //! The composition root: opens the node's files, wires the parts together, serves, and shuts down in order.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::api::{self, App, PeerDoor, PeerIo, Unproven};
 use crate::archive::{Archive, ArchiveSettings, ClusterView};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
-use crate::journal::{BatchReport, Observer, Options, RealDisk};
+use crate::journal::{self, BatchReport, Observer, Options, RealDisk};
 use crate::metrics::Metrics;
 use crate::peer::{self, KNOWS_TRIMS, PeerSettings, Peers};
 use crate::raft::{Node, NodeSettings, ReclaimSettings, RecoverySettings, request_rebuild};
@@ -187,7 +187,9 @@ impl Server {
         let in_data_dir = |source| StartError::DataDir { dir: config.data_dir.display().to_string(), source };
         let node_id = node_id(&config.data_dir).map_err(in_data_dir)?;
         let (file, membership) = DurableFile::open(&config.data_dir).map_err(in_data_dir)?;
-        if membership.cluster().is_some() && !has_journal(&config.data_dir).map_err(in_data_dir)? {
+        let journal = RealDisk::open(&config.data_dir.join("journal"))?;
+        if membership.cluster().is_some() && journal::oldest_segment(&journal).map_err(in_data_dir)?.is_none()
+        {
             return Err(StartError::JournalGone { dir: config.data_dir.display().to_string() });
         }
         let links = PeerRuntime::start().map_err(StartError::Threads)?;
@@ -198,7 +200,7 @@ impl Server {
         }
         let peers = Peers::start(settings, links.handle(), Handle::current(), metrics.clone());
         app.set_peer_door(Arc::new(Door(peers.clone())));
-        let node = Arc::new(start_node(&config, node_id, peers.clone(), &metrics, &failure).await?);
+        let node = Arc::new(start_node(&config, node_id, journal, peers.clone(), &metrics, &failure).await?);
         cluster::remember_marks(&node, &peers).await.map_err(StartError::ClusterState)?;
         node.meet_peers(&peers, &links.handle());
         let placement = watch::Sender::new(Arc::new(Placement::new([])));
@@ -245,29 +247,15 @@ impl Server {
     }
 }
 
-/// Whether a data directory has any of a journal.
-fn has_journal(data_dir: &Path) -> io::Result<bool> {
-    let entries = match fs::read_dir(data_dir.join("journal")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        entries => entries?,
-    };
-    for entry in entries {
-        if entry?.path().extension().is_some_and(|extension| extension == "segment") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 async fn start_node(
     config: &Config,
     node_id: u128,
+    disk: RealDisk,
     peers: Peers,
     metrics: &Metrics,
     failure: &Failure,
 ) -> Result<Node, StartError> {
     let dir = &config.data_dir;
-    let disk = RealDisk::open(&dir.join("journal"))?;
     let mut journal = Options::new(node_id);
     journal.segment_bytes = config.segment_bytes as u32;
     journal.reserve_bytes = config.disk_reserve_bytes;

@@ -54,11 +54,12 @@ impl Commits {
     pub(crate) fn tell(&self, node: u128, to: Address, commit: Commit) {
         match self.nodes.lock().entry(node) {
             // Whoever tells that node comes back for it.
-            Slot::Occupied(mut gathered) => match gathered.get_mut().entry(to) {
-                Slot::Occupied(known) if known.get().upto > commit.upto => {}
-                Slot::Occupied(mut known) => drop(known.insert(commit)),
-                Slot::Vacant(none) => drop(none.insert(commit)),
-            },
+            Slot::Occupied(mut gathered) => {
+                let newest = gathered.get_mut().entry(to).or_insert(commit);
+                if newest.upto <= commit.upto {
+                    *newest = commit;
+                }
+            }
             Slot::Vacant(none) => {
                 none.insert([(to, commit)].into());
                 tokio::spawn(self.clone().telling(node));

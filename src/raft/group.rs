@@ -18,7 +18,7 @@ use super::liveness::Liveness;
 use super::log_store::LogStore;
 use super::network::Network;
 use super::node::StartError;
-use super::read_barrier::{ReadBarrier, ReadFailure, confirm_by_openraft};
+use super::read_barrier::{ReadBarrier, ReadFailure};
 use super::state_machine::StateMachine;
 use super::types::{Answered, Host, Proposal, ReplicaId, TypeConfig};
 use crate::conversation::Reply;
@@ -227,10 +227,10 @@ impl Group {
     }
 
     async fn renew_lease(&self) -> bool {
-        let raft = self.raft.clone();
+        let leadership = self.leadership.clone();
         let round = move || {
-            let raft = raft.clone();
-            async move { confirm_by_openraft(&raft).await }
+            let leadership = leadership.clone();
+            async move { leadership.renew_lease().await }
         };
         self.leases.confirm(round).await.is_ok()
     }

@@ -9,12 +9,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Raft, RaftMetrics};
+use openraft::{Raft, RaftMetrics, ReadPolicy};
+use tokio::time::timeout;
 
 use super::commits::Commit;
 use super::log_store::LogStore;
@@ -24,6 +26,9 @@ use super::rpc::Address;
 use super::state_machine::StateMachine;
 use super::types::{LeaderId, LogId, ReplicaId, TypeConfig, Vote};
 use crate::store::GroupStore;
+
+/// How long a quorum may take to renew a lease.
+const LEASE_ROUND_MAX: Duration = Duration::from_secs(2);
 
 /// What a replica needs to know whether it leads, and to have others know.
 #[derive(Clone)]
@@ -99,6 +104,14 @@ impl Leadership {
         if is_mine { Ok(index) } else { Err(ReadFailure::NotLeader) }
     }
 
+    /// Has openraft hear from a quorum, so that it takes writes again. It says too little for a read.
+    pub(crate) async fn renew_lease(&self) -> Result<u64, ReadFailure> {
+        match timeout(LEASE_ROUND_MAX, self.raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+            _ => Err(ReadFailure::NotLeader),
+        }
+    }
+
     /// Has the replicas on a node hear from their leader, and what is committed of what they have.
     pub(crate) fn greet(&self, node: u128) {
         let Some(standing) = self.standing() else { return };
@@ -145,8 +158,6 @@ impl Leadership {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use openraft::raft::TransferLeaderRequest;
 
     use super::super::network_tests::{Cluster, Fate};

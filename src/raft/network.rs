@@ -114,7 +114,7 @@ impl Network {
         match answer.map(|answer| rpc::decode_confirm_answer(&answer)) {
             Ok(Ok(true)) => Confirmation::Confirmed,
             Ok(Ok(false)) => Confirmation::Denied,
-            Ok(Err(_)) | Err(_) => Confirmation::Missed,
+            _ => Confirmation::Missed,
         }
     }
 

@@ -3,18 +3,9 @@
 use std::future::Future;
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
-use openraft::{Raft, ReadPolicy};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
-
-use super::state_machine::StateMachine;
-use super::types::TypeConfig;
-
-/// Longest a quorum round may take before its reads are refused.
-const ROUND_MAX: Duration = Duration::from_secs(2);
 
 /// Why a read could not be confirmed. Reads have no effect: all of it is safe to retry.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -76,26 +67,6 @@ impl ReadBarrier {
                 // A reader that gave up needs no answer.
                 let _ = read.send(confirmed.clone());
             }
-        }
-    }
-}
-
-/// A round by openraft's own means, which renews its lease. It says too little for a read: see [`super::leadership`].
-pub(super) async fn confirm_by_openraft(raft: &Raft<TypeConfig, StateMachine>) -> Result<u64, ReadFailure> {
-    let late = |_| ReadFailure::Unavailable("a quorum did not confirm the read in time".into());
-    let linearizer =
-        timeout(ROUND_MAX, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await.map_err(late)?;
-    match linearizer {
-        Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-        Err(error) if error.forward_to_leader().is_some() => Err(ReadFailure::NotLeader),
-        Err(error) => {
-            // Clients are told the reason; the nodes and their addresses are for the log.
-            tracing::debug!(event = "read_not_confirmed", %error);
-            let why = match error.api_error() {
-                Some(_) => "a quorum did not confirm the read",
-                None => "the group is stopping on the node asked",
-            };
-            Err(ReadFailure::Unavailable(why.into()))
         }
     }
 }

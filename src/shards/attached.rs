@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::timeout_at;
 
+use super::fresh::Missed;
 use super::indexes::Indexes;
 use super::links::Links;
 use super::local::{Local, Replica};
 use super::placement::{META_GROUP, Placement};
+use super::search::Deadline;
 use super::watcher::WAITS_MAX;
 use crate::metrics::Metrics;
 
@@ -24,6 +27,14 @@ pub(super) struct Room {
     pub writes: Semaphore,
     pub reads: Semaphore,
     pub waits: Semaphore,
+}
+
+impl Room {
+    /// Room for one more read at another node.
+    pub(super) async fn to_read(&self, deadline: &Deadline) -> Result<SemaphorePermit<'_>, Missed> {
+        let room = timeout_at(deadline.answer_by, self.reads.acquire()).await;
+        room.ok().and_then(Result::ok).ok_or_else(|| Missed::new("too many requests wait for other nodes"))
+    }
 }
 
 /// All there is to route with.

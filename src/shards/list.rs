@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
-use tokio::time::timeout_at;
 
 use super::attached::Attached;
 use super::fresh::Missed;
@@ -150,9 +149,7 @@ impl Attached {
             cursor: query.cursor.clone(),
             limit: query.limit as u64,
         };
-        let Ok(Ok(_room)) = timeout_at(deadline.answer_by, self.room.reads.acquire()).await else {
-            return Err(missed("too many requests wait for other nodes".into()));
-        };
+        let _room = self.room.to_read(deadline).await.map_err(Failed::Missed)?;
         self.metrics().forwarded_requests_total.inc();
         let answer = self.links.call(node, Method::List, vec![wire::encode(&call)], deadline.left()).await;
         let answer = answer.map_err(|error| {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::attached::Attached;
 use super::excerpt;
@@ -205,9 +205,7 @@ impl Attached {
                 if call.linearizable { NO_LEADER } else { "no node that hosts the group can be reached" };
             return Err(Missed::new(why));
         };
-        let Ok(Ok(_room)) = timeout_at(deadline.answer_by, self.room.reads.acquire()).await else {
-            return Err(Missed::new("too many requests wait for other nodes"));
-        };
+        let _room = self.room.to_read(deadline).await?;
         let metrics = self.metrics();
         metrics.forwarded_requests_total.inc();
         let limit =
