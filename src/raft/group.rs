@@ -25,9 +25,10 @@ use crate::conversation::Reply;
 use crate::store::{Failure, GroupStore};
 use crate::trace::{self, Kind, Span};
 
-/// Bounds of openraft's election timeout, of which only the upper one matters here: it is the lease within which a
-/// voter that heard from a leader grants no other a vote. Elections are started by the node.
-const LEASE_MS: (u64, u64) = (200, 300);
+/// The lease within which a voter that heard from a leader grants no other a vote.
+const LEASE_MS: u64 = 600;
+/// How long a vote may take, which includes a sync at each voter. openraft wants it shorter than the lease.
+const VOTE_MS: u64 = LEASE_MS - 10;
 /// A leader that has just heard from a quorum may be late again on a machine that is starved.
 const LEASE_RENEWALS_MAX: usize = 4;
 /// Longest wait of a read for this node to apply what the leader confirmed.
@@ -476,13 +477,13 @@ fn leader_and_term(metrics: &RaftMetrics<TypeConfig>) -> (Option<ReplicaId>, u64
     (leader_replica(metrics), metrics.current_term)
 }
 
-/// No per-group timers: heartbeats and elections are driven by the node.
+/// No per-group timers: heartbeats and elections are driven by the node, whatever openraft calls the two durations.
 pub(crate) fn config() -> Arc<Config> {
     let config = Config {
         cluster_name: "fastpaca".to_owned(),
-        heartbeat_interval: LEASE_MS.0 / 4,
-        election_timeout_min: LEASE_MS.0,
-        election_timeout_max: LEASE_MS.1,
+        heartbeat_interval: VOTE_MS / 4,
+        election_timeout_min: VOTE_MS,
+        election_timeout_max: LEASE_MS,
         enable_tick: false,
         enable_heartbeat: false,
         enable_elect: false,

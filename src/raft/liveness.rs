@@ -18,8 +18,10 @@ pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
 const STAGGER: Duration = Duration::from_millis(400);
 /// Until the same replica tries again.
 const RETRY: Duration = Duration::from_millis(350);
-/// A group that has just seen a vote is given this long to get a leader.
+/// A group that has just seen a vote is given this long to get a leader, and twice as long each time that it got none, up to
+/// the longest: votes are synced, and on a slow disk the next attempt must not overtake the last.
 const SETTLE: Duration = Duration::from_millis(300);
+const SETTLE_DOUBLINGS_MAX: u32 = 2;
 
 /// What this node knows of the others.
 #[derive(Default)]
@@ -119,11 +121,13 @@ pub(crate) struct ElectionTimer {
     alive: Instant,
     suspected: Option<Instant>,
     attempt: Option<Instant>,
+    /// Votes seen since there was a leader.
+    votes: u32,
 }
 
 impl ElectionTimer {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { seen: None, alive: now, suspected: None, attempt: None }
+        Self { seen: None, alive: now, suspected: None, attempt: None, votes: 0 }
     }
 
     pub(crate) fn is_suspicious(&self) -> bool {
@@ -144,6 +148,7 @@ impl ElectionTimer {
             self.seen = Some(leadership);
             // A process that has just started waits a full timeout for the leader there may be.
             self.alive = if first { now + ELECTION_TIMEOUT - SETTLE } else { now };
+            self.votes = if leadership.leader.is_some() { 0 } else { self.votes + 1 };
         }
         if !self.suspects(now, group, leadership, liveness) {
             (self.suspected, self.attempt) = (None, None);
@@ -163,7 +168,8 @@ impl ElectionTimer {
             return false;
         }
         let Some(leader) = leadership.leader else {
-            return now.saturating_duration_since(self.alive) > SETTLE;
+            let doublings = self.votes.saturating_sub(1).min(SETTLE_DOUBLINGS_MAX);
+            return now.saturating_duration_since(self.alive) > SETTLE * 2_u32.pow(doublings);
         };
         match liveness.heard_claim(leader, group, leadership.term) {
             Some((heard, true)) => self.alive = self.alive.max(heard),
@@ -290,5 +296,25 @@ mod tests {
         assert_eq!((5_000..9_000).step_by(10).find(|ms| rig.due_at(*ms)), Some(5_310));
         rig.leadership = Leadership { term: 3, leader: None, here: true };
         assert!(!(6_000..9_000).step_by(10).any(|ms| rig.due_at(ms)));
+    }
+
+    #[test]
+    fn votes_without_a_leader_get_more_time() {
+        let mut rig = Rig::new(0);
+        let mut waited = Vec::new();
+        let mut now = 0;
+        for term in 2..=6 {
+            rig.leadership = Leadership { term, leader: None, here: false };
+            let due = (now..).step_by(10).find(|ms| rig.due_at(*ms)).unwrap();
+            waited.push(due - now);
+            now = due;
+        }
+        // The first is a process that has just started, and waits for the leader there may be.
+        assert_eq!(waited, [1_210, 610, 1_210, 1_210, 1_210]);
+        rig.leadership = Leadership { term: 7, leader: Some(LEADER), here: false };
+        rig.claim_at(now);
+        assert!(!rig.due_at(now));
+        rig.leadership = Leadership { term: 8, leader: None, here: false };
+        assert_eq!((now..).step_by(10).find(|ms| rig.due_at(*ms)), Some(now + 310));
     }
 }

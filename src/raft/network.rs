@@ -270,7 +270,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let body = vec![rpc::encode_vote(self.to, &rpc)];
-        let answer = self.call(Lane::Control, method::VOTE, body, option.soft_ttl()).await?;
+        let answer = self.call(Lane::Control, method::VOTE, body, option.hard_ttl()).await?;
         rpc::decode_vote_answer(&answer).map_err(undecodable)
     }
 
@@ -280,7 +280,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let body = vec![rpc::encode_vote(self.to, &rpc)];
-        let answer = self.call(Lane::Control, method::PRE_VOTE, body, option.soft_ttl()).await?;
+        let answer = self.call(Lane::Control, method::PRE_VOTE, body, option.hard_ttl()).await?;
         rpc::decode_vote_answer(&answer).map_err(undecodable)
     }
 
@@ -303,7 +303,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let body = vec![rpc::encode_transfer(self.to, &rpc)];
-        let answer = self.call(Lane::Control, method::TRANSFER_LEADER, body, option.soft_ttl()).await?;
+        let answer = self.call(Lane::Control, method::TRANSFER_LEADER, body, option.hard_ttl()).await?;
         rpc::decode_transfer_answer(&answer).map_err(undecodable)
     }
 

@@ -8,6 +8,8 @@ use crate::support::cycles;
 
 /// Operations for each fault, and for the time before the first.
 const SHARE: usize = 400;
+/// The same where each takes long.
+const SLOW_SHARE: usize = 100;
 
 const NODES: usize = 3;
 
@@ -19,7 +21,8 @@ pub(crate) async fn scenario(name: &'static str, shape: Shape, faults: &[Fault])
     run(seed(), Plan { name, shape, faults, operations }).await;
 }
 
-const ON_LOOPBACK: Shape = Shape { size: NODES, hosts: false, clocks: false, disks: false };
+const ON_LOOPBACK: Shape =
+    Shape { size: NODES, hosts: false, clocks: false, disks: false, slow_syncs: false };
 const ON_HOSTS: Shape = Shape { hosts: true, ..ON_LOOPBACK };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,6 +68,16 @@ async fn clock_jumps() {
 async fn a_full_disk() {
     let faults = [Fault::FillDisk(Target::Leader), Fault::FillDisk(Target::Follower)];
     scenario("full-disk", Shape { disks: true, ..ON_LOOPBACK }, &faults).await;
+}
+
+/// Votes are synced: on such a disk they take most of the time that they are given.
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_sync_slowly() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let faults = [Fault::Kill(Target::Leader)].repeat(cycles(1) as usize);
+    let operations = SLOW_SHARE * (faults.len() + 1);
+    let shape = Shape { slow_syncs: true, ..ON_LOOPBACK };
+    run(seed(), Plan { name: "slow-syncs", shape, faults, operations }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

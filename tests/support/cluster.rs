@@ -5,7 +5,7 @@
 
 use super::client::Client;
 use super::clock::Clock;
-use super::faults::SmallDisk;
+use super::faults::{SmallDisk, calls, can_trace, strace};
 use super::netns::{self, Network};
 use super::ports::free_port;
 use super::process::{Node, Process, START_MAX, StartError};
@@ -42,6 +42,9 @@ const DISK_BYTES: u64 = 96 << 20;
 /// What it keeps of that for what must go on.
 const DISK_RESERVE_BYTES: u64 = 8 << 20;
 
+/// What a sync takes on a slow disk.
+const SLOW_SYNC: Duration = Duration::from_millis(200);
+
 /// What a cluster is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shape {
@@ -52,6 +55,8 @@ pub(crate) struct Shape {
     pub(crate) clocks: bool,
     /// Disks that can be filled.
     pub(crate) disks: bool,
+    /// Disks of which each sync takes [`SLOW_SYNC`]. Not together with hosts.
+    pub(crate) slow_syncs: bool,
 }
 
 impl Shape {
@@ -140,6 +145,13 @@ impl Cluster {
                 .with_env("FASTPACA_LISTEN", format!("0.0.0.0:{}", address.port())),
             None => node.with_env("FASTPACA_LISTEN", address.to_string()),
         };
+        if self.shape.slow_syncs {
+            if !can_trace() {
+                return None;
+            }
+            let delay = format!("delay_enter={}", SLOW_SYNC.as_micros());
+            node = node.with_program(strace(calls::SYNC, &delay));
+        }
         let mut clock = None;
         if self.shape.clocks {
             let (shiftable, shifted) = Clock::of(node, &dir)?;
