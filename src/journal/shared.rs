@@ -106,6 +106,7 @@ impl Shared {
             }
             return Err(AppendError::Busy);
         }
+        let was_urgent = queue.is_urgent();
         let fits = queue.make_room(bytes);
         if queue.wants_segment().is_some() {
             self.prepare.notify_one();
@@ -113,9 +114,8 @@ impl Shared {
         if !fits {
             return Err(AppendError::Busy);
         }
-        // The writer must hear of a frame while it has no idle timer, and of the first urgent one; else
-        // it knows all it needs, and waking it costs more than queueing the frame did.
-        let was_urgent = queue.is_urgent();
+        // The writer must hear of a frame while it has no idle timer, and of what is urgent first, be it this frame or a
+        // batch that left room for it; else it knows all it needs, and waking it costs more than queueing the frame did.
         let positions = queue.push(request, done.take());
         let tell = queue.writer_rests || (queue.is_urgent() && !was_urgent);
         drop(queue);

@@ -176,6 +176,21 @@ async fn lazy_frames_wait_for_company_a_waiter_or_idleness() {
 }
 
 #[tokio::test]
+async fn lazy_frames_at_the_end_of_a_segment_do_not_hold_up_the_first_append_of_the_next() {
+    let (sim, disk) = sim();
+    let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();
+    eventually("a segment ahead", || sim.count(Op::Rename) == 2);
+    let half = vec![0; 40 << 10];
+    journal.append(Class::Essential, &[entry(&[&half])], None).await.unwrap();
+    // The writer hears of it, and waits for company.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let appended = append_synced(&journal, 0, &half);
+    let position = tokio::time::timeout(Duration::from_secs(60), appended).await.expect("it is written");
+    assert_eq!(position.segment, journal.end().segment);
+    assert!(position.segment > journal.stats().oldest_segment, "in the next segment");
+}
+
+#[tokio::test]
 async fn silence_is_followed_by_one_watermark_and_then_by_nothing() {
     let (sim, disk) = sim();
     let idle = Options { idle_delay: Duration::from_millis(10), ..options() };
