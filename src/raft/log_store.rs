@@ -150,14 +150,28 @@ impl GroupLog {
         self.range(from, end).next().map(|slot| slot.log_id.index)
     }
 
-    /// Committed entries from index `from` on, as far as they are here. `read` gets the payloads that are not in memory.
+    /// Whether it has every entry from the first that is retained to the last.
+    pub(crate) fn is_whole(&self) -> bool {
+        let after = self.purged.map_or(0, |purged| purged.index + 1);
+        (after..).zip(&self.entries).all(|(index, slot)| slot.log_id.index == index)
+    }
+
+    /// Committed entries from index `from` on, as far as they are here, until they come to `bytes`. `read` gets the payloads
+    /// that are not in memory.
     pub(crate) fn committed_from(
         &self,
         from: u64,
+        bytes: usize,
         read: &dyn Fn(Position, u32) -> io::Result<Bytes>,
     ) -> io::Result<Vec<Logged>> {
         let end = self.committed.map_or(0, |id| id.index + 1);
-        let entries = self.range(from, end).map(|slot| {
+        let mut taken = 0;
+        let until_enough = self.range(from, end).take_while(|slot| {
+            let is_taken = taken < bytes;
+            taken += slot.command_bytes();
+            is_taken
+        });
+        let entries = until_enough.map(|slot| {
             let entry = match &slot.body {
                 SlotBody::Command { bytes: None, len } => slot.entry(read(slot.command_at(), *len)?),
                 _ => slot.entry(slot.payload().unwrap_or_default()),

@@ -502,6 +502,15 @@ async fn an_interrupted_install_is_finished_by_recovery() {
     cluster.node(2).target.store.ensure_verified().unwrap();
     assert_eq!(cluster.node(2).dumps(9), expected);
     cluster.heal(2);
+    cluster.leader().fill(0).await;
+    cluster.agree(9).await;
+
+    // The index has the snapshot now, and the journal no word of what was purged for it.
+    let store = cluster.node(2).target.store.clone();
+    tokio::task::spawn_blocking(move || store.checkpoint_synced()).await.unwrap().unwrap();
+    cluster.restart(2).await;
+    assert_eq!(cluster.node(2).target.log.with(|log| log.purged.map(|id| id.index)), at.map(|at| at.index));
+    cluster.leader().fill(1).await;
     cluster.agree(9).await;
     cluster.stop().await;
 }

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use openraft::EntryPayload;
 use tracing::info;
 
 use super::codec::{self, Checkpoint, GroupCheckpoint, ImportBegin, RecordError};
@@ -17,13 +18,16 @@ use super::log_store::GroupLog;
 use super::recovery::{AttemptError, RecoverySettings};
 use super::snapshot::{self, Installed};
 use super::state_machine::{applied, apply_entry, log_id};
-use super::types::{LogId, ReplicaId};
+use super::types::{Host, LogId, Proposal, ReplicaId};
 use crate::conversation::FrameLocation;
 use crate::journal::{FIRST_SEGMENT, Frame, FrameKind, Payloads, Position};
 use crate::store::{Applied, GroupStore, StoreError};
 
 /// Journal bytes between two flushes of the index while it is rebuilt; bounds the memory of a rebuild.
 const REBUILD_FLUSH_BYTES: u64 = 64 << 20;
+
+/// Bytes of commands applied at a time where many were kept waiting.
+const COMMIT_BYTES: usize = 4 << 20;
 
 /// Why the scan stopped.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +92,13 @@ fn begin_import(import: &mut Option<Import>, begin: &ImportBegin) {
     };
     frames.truncate(kept);
     *import = Some(Import { base: begin.base, frames });
+}
+
+fn command_bytes(payload: &EntryPayload<Proposal, ReplicaId, Host>) -> usize {
+    match payload {
+        EntryPayload::Normal(proposal) => proposal.command.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
 }
 
 fn lacks(group: u16, index: u64) -> ReplayError {
@@ -197,7 +208,13 @@ impl Replay {
         let store = &self.stores[usize::from(group)];
         let here = store.applied().0.map(|here| here.index);
         let import = self.imports[usize::from(group)].take();
-        let Some(Import { base, frames }) = import.filter(|_| here < Some(at.index)) else { return Ok(()) };
+        // openraft would have purged up to the snapshot next. What follows in the journal goes on from there.
+        let log = &mut self.logs[usize::from(group)];
+        if here >= Some(at.index) {
+            log.purge(log_id(at));
+            return Ok(());
+        }
+        let Some(Import { base, frames }) = import else { return Ok(()) };
         if self.older[usize::from(group)] {
             // Another replica is to come, or a rebuild.
             return Ok(());
@@ -212,8 +229,7 @@ impl Replay {
         let installed = Installed { base, applied: at, membership, frames };
         installed.load(store, &|at, len| self.payloads.read(at, len))?;
         self.waiting[usize::from(group)] = false;
-        // openraft would have purged up to the snapshot next.
-        self.logs[usize::from(group)].purge(log_id(at));
+        log.purge(log_id(at));
         Ok(())
     }
 
@@ -281,15 +297,24 @@ impl Replay {
             Some(_) if self.waiting[usize::from(group)] => return Ok(()),
             Some(_) => return Err(lacks(group, next)),
         }
-        let entries = log.committed_from(next, &|at, len| self.payloads.read(at, len));
-        let entries = entries.map_err(StoreError::from)?;
         self.waiting[usize::from(group)] = false;
-        let last = entries.last().map_or(next, |(id, _)| id.index);
-        for (log_id, payload) in entries {
-            apply_entry(store, &log_id, payload)?;
+        let (store, mut next) = (store.clone(), next);
+        loop {
+            let log = &mut self.logs[usize::from(group)];
+            let entries = log.committed_from(next, COMMIT_BYTES, &|at, len| self.payloads.read(at, len));
+            let entries = entries.map_err(StoreError::from)?;
+            let Some((last, _)) = entries.last() else { return Ok(()) };
+            let first = next;
+            let bytes: usize = entries.iter().map(|(_, payload)| command_bytes(payload)).sum();
+            next = last.index + 1;
+            for (log_id, payload) in entries {
+                apply_entry(&store, &log_id, payload)?;
+            }
+            log.forget_payloads(first, next - 1);
+            if bytes >= COMMIT_BYTES {
+                self.flush_if_due(bytes)?;
+            }
         }
-        log.forget_payloads(next, last);
-        Ok(())
     }
 
     fn checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), ReplayError> {
@@ -344,6 +369,9 @@ impl Replay {
             return Err(AttemptError::Rebuild(why));
         }
         for group in 0..self.stores.len() as u16 {
+            if !self.logs[usize::from(group)].is_whole() {
+                return Err(AttemptError::Rebuild(format!("group {group}: its log has a hole")));
+            }
             let committed = self.logs[usize::from(group)].committed.max(self.claims[usize::from(group)]);
             self.commit(group, committed).map_err(|error| match error {
                 ReplayError::Rebuild(why) => AttemptError::Rebuild(why),
