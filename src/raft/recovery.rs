@@ -39,7 +39,7 @@ pub(crate) struct Recovered {
 pub enum RecoveryError {
     #[error(transparent)]
     Journal(#[from] OpenError),
-    #[error("rebuilding the index: {0}")]
+    #[error("index: {0}")]
     Store(#[from] StoreError),
     #[error("index directory {dir}: {source}")]
     IndexDir { dir: String, source: std::io::Error },
@@ -121,7 +121,7 @@ fn attempt(
     from: ScanFrom,
 ) -> Result<Recovered, AttemptError> {
     let index = SledIndex::open(&settings.index_dir, settings.index_cache_bytes)
-        .map_err(|e| AttemptError::Rebuild(e.to_string()))?;
+        .map_err(|error| AttemptError::from(StoreError::from(error)))?;
     let shared = Arc::new(Shared::new(Arc::new(index), metrics.clone(), settings.caches));
     let stores = (0..settings.groups)
         .map(|group| GroupStore::open(group, shared.clone()).map(Arc::new))

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 /// How long to wait for a former user's files: sled's threads may hold them for a moment after the last handle is dropped.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
 const LET_GO_POLL: Duration = Duration::from_millis(2);
@@ -21,6 +23,9 @@ pub enum IndexError {
     Corrupt { key: String, reason: &'static str },
     #[error("index engine failed: {0}")]
     Engine(String),
+    /// Disk space, file descriptors or memory ran out. The files are as good as after a crash.
+    #[error("the machine denies the index what it needs: {0}")]
+    Denied(String),
 }
 
 /// Puts and removals of physical records that become visible together.
@@ -117,7 +122,7 @@ impl Index for SledIndex {
     fn sync(&self) -> Result<(), IndexError> {
         self.db.flush().map_err(engine)?;
         // sled's flush stops at sync_file_range, which persists no metadata and reports no lost write.
-        sync_tree(&self.dir).map_err(|e| IndexError::Engine(format!("fsync of {}: {e}", self.dir.display())))
+        sync_tree(&self.dir).map_err(|e| failed(&e, format!("fsync of {}: {e}", self.dir.display())))
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -126,7 +131,16 @@ impl Index for SledIndex {
 }
 
 fn engine(error: sled::Error) -> IndexError {
-    IndexError::Engine(error.to_string())
+    match &error {
+        sled::Error::Io(source) => failed(source, error.to_string()),
+        _ => IndexError::Engine(error.to_string()),
+    }
+}
+
+fn failed(source: &io::Error, text: String) -> IndexError {
+    const DENIALS: [Errno; 5] = [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    let is_denied = DENIALS.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()));
+    if is_denied { IndexError::Denied(text) } else { IndexError::Engine(text) }
 }
 
 fn sync_tree(dir: &Path) -> io::Result<()> {
@@ -171,6 +185,15 @@ mod tests {
         assert_eq!(keys, ["a2", "a3"]);
         assert_eq!(index.get(b"b1").unwrap().unwrap(), b"B1");
         assert_eq!(index.get(b"a1").unwrap(), None);
+    }
+
+    #[test]
+    fn what_ran_out_says_nothing_about_the_files() {
+        let error = |errno: Errno| engine(sled::Error::Io(errno.into()));
+        assert!(matches!(error(Errno::NOSPC), IndexError::Denied(_)));
+        assert!(matches!(error(Errno::MFILE), IndexError::Denied(_)));
+        assert!(matches!(error(Errno::IO), IndexError::Engine(_)));
+        assert!(matches!(engine(sled::Error::Unsupported("x".into())), IndexError::Engine(_)));
     }
 
     #[test]

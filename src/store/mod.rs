@@ -78,7 +78,10 @@ impl StoreError {
 
     /// The index is wrong, and rebuilding it from the journal is the way out.
     pub(crate) fn wants_rebuild(&self) -> bool {
-        matches!(self, Self::Index(_) | Self::History(_) | Self::Disagrees { .. })
+        match self {
+            Self::Index(IndexError::Denied(_)) => false,
+            other => matches!(other, Self::Index(_) | Self::History(_) | Self::Disagrees { .. }),
+        }
     }
 }
 
