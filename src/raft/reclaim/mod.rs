@@ -15,6 +15,7 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,6 +42,8 @@ const REST_FACTOR: u32 = 10;
 const SURVEY_STEP_BYTES: usize = 256 << 10;
 /// Room for so many segments is left free by a pass: what it writes is an estimate, and others write too.
 const SEGMENTS_KEPT_FREE: u64 = 4;
+/// The time between two looks doubles so often while passes fail: from a minute to some 17 hours.
+const BACKOFF_DOUBLINGS_MAX: u32 = 10;
 /// How often it is looked whether the last reader is gone.
 const READERS_POLL: Duration = Duration::from_millis(20);
 
@@ -86,6 +89,8 @@ pub(crate) struct Reclaimer {
     failure: Failure,
     stop: CancellationToken,
     turn: Mutex<()>,
+    /// The oldest segment that a message could not be read from; [`u32::MAX`] while all could.
+    damaged: AtomicU32,
 }
 
 impl Reclaimer {
@@ -99,7 +104,8 @@ impl Reclaimer {
         stop: CancellationToken,
     ) -> Self {
         let (pace, turn) = (Pace::new(settings.bytes_per_second), Mutex::default());
-        Self { journal, shared, slots, checkpointer, settings, pace, failure, stop, turn }
+        let damaged = AtomicU32::new(u32::MAX);
+        Self { journal, shared, slots, checkpointer, settings, pace, failure, stop, turn, damaged }
     }
 
     /// Looks now and then whether there is something to reclaim.
@@ -109,6 +115,7 @@ impl Reclaimer {
         }
         let mut rest = self.settings.interval;
         let mut seen = Position::ZERO;
+        let mut failures = 0;
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -123,13 +130,21 @@ impl Reclaimer {
             }
             seen = end;
             let begun = Instant::now();
-            match self.pass().await {
-                Ok(None) => {}
-                Ok(Some(_)) | Err(ReclaimError::Installing(_)) => seen = Position::ZERO,
+            failures = match self.pass().await {
+                Ok(None) => 0,
+                Ok(Some(_)) | Err(ReclaimError::Installing(_)) => {
+                    seen = Position::ZERO;
+                    0
+                }
                 Err(ReclaimError::Stopped) => return,
-                Err(error) => self.report(&error),
-            }
-            rest = rest.max(begun.elapsed() * (REST_FACTOR - 1));
+                Err(error) => {
+                    self.report(&error);
+                    failures + 1
+                }
+            };
+            // A pass that fails has written for nothing.
+            let rests = self.settings.interval * 2_u32.pow(failures.min(BACKOFF_DOUBLINGS_MAX));
+            rest = rests.max(begun.elapsed() * (REST_FACTOR - 1));
         }
     }
 
@@ -152,6 +167,14 @@ impl Reclaimer {
     /// One pass. `None` when nothing is worth it.
     pub(crate) async fn pass(self: &Arc<Self>) -> Result<Option<Reclaimed>, ReclaimError> {
         let _turn = self.turn.lock().await;
+        let done = self.reclaim().await;
+        if let Err(ReclaimError::Store(StoreError::Damaged { segment, .. })) = &done {
+            self.damaged.fetch_min(*segment, Ordering::Relaxed);
+        }
+        done
+    }
+
+    async fn reclaim(self: &Arc<Self>) -> Result<Option<Reclaimed>, ReclaimError> {
         let Some(plan) = self.look().await? else { return Ok(None) };
         let begun = Instant::now();
         info!(event = "reclaim_started", floor = plan.floor, frees = plan.frees, writes = plan.writes);
@@ -187,7 +210,7 @@ impl Reclaimer {
         let journal = plan::Journal {
             segments: &segments,
             survey: &survey,
-            needed_from: scan_from.segment,
+            needed_from: scan_from.segment.min(self.damaged.load(Ordering::Relaxed)),
             free_bytes: stats.free_bytes.saturating_sub(kept_free),
         };
         let bytes: u64 = segments.iter().map(|segment| u64::from(segment.file_bytes)).sum();

@@ -1,5 +1,6 @@
 //! Reclaiming on real files: what goes, what stays, and who is waited for.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,7 @@ use super::super::node::Node;
 use super::super::tests::{GROUPS, append, dump_all, fill, gone, group_of, id, put, start, write};
 use super::*;
 use crate::conversation::{Action, EventRange, Reply, plan_events};
+use crate::journal::segment_file;
 
 const CONVERSATIONS: usize = 9;
 
@@ -172,6 +174,29 @@ async fn a_segment_waits_for_those_who_looked_a_place_in_it_up() {
     let reading = store.reading();
     assert_eq!(store.bodies(&reading, &places()).unwrap().len(), 5);
     node.shutdown().await;
+}
+
+/// Or each pass would write for nothing what the ones before wrote, until the disk is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_message_keeps_its_segment_and_those_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = filled(dir.path()).await;
+    let store = group_of(&node, 2).store.clone();
+    let first = EventRange { from_seq: 1, to_seq: 1, newest_first: false, limit: 1, limit_bytes: u64::MAX };
+    let planned = store.read(&id(2), |c, history| plan_events(c, &id(2), history, &first).unwrap());
+    let place = planned.unwrap().unwrap()[0].location;
+    let path = dir.path().join("journal").join(segment_file(place.segment));
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, place.offset.into()).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], place.offset.into()).unwrap();
+
+    let failed = node.reclaim().await;
+    assert!(matches!(failed, Err(ReclaimError::Store(StoreError::Damaged { segment: 1, .. }))), "{failed:?}");
+    let end = node.journal.end();
+    assert_eq!(node.reclaim().await.unwrap(), None);
+    assert_eq!(node.journal.end(), end, "nothing is written for it any more");
+    node.stop_without_checkpoint().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
