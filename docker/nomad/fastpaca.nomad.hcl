@@ -3,7 +3,7 @@
 # Each client needs a host volume named "fastpaca" for user 10001, and the variable nomad/jobs/fastpaca the secrets:
 #     client { host_volume "fastpaca" { path = "/var/lib/fastpaca" } }
 #     nomad var put nomad/jobs/fastpaca api_key=... cluster_secret=...
-# fastpaca.internal must resolve to the machines of all nodes; with Consul, fastpaca.service.consul does by itself.
+# fastpaca.internal must resolve to the machines of all nodes, those that are not ready yet too.
 variable "image" {
   type    = string
   default = "fastpaca"
