@@ -176,9 +176,9 @@ metrics! {
     connections: Gauge() = "fastpaca_connections",
     /// Connections refused because there were too many.
     connections_refused_total: Counter() = "fastpaca_connections_refused_total",
-    /// Open streams that are allowed.
+    /// Open streams, exports and long polls that are allowed.
     stream_limit: Gauge() = "fastpaca_stream_limit",
-    /// Open streams (websocket and server-sent events).
+    /// Open streams (websocket and server-sent events), exports and long polls.
     streams: Gauge() = "fastpaca_streams",
     /// Frames sent on streams.
     stream_frames_total: Counter() = "fastpaca_stream_frames_total",

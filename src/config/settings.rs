@@ -196,8 +196,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         default: None,
         example: "secret-in-use,secret-coming-next",
         doc: "What the nodes prove to each other that they know, comma-separated so that it can be rotated: \
-              two nodes need one in common. Unset: derived from api_key, and if that is unset too, any node \
-              that reaches this one is let in.",
+              two nodes need one in common. At most 16. Unset: derived from api_key (its first 16), and if that is \
+              unset too, any node that reaches this one is let in.",
         field: |c| Field::Secrets(&mut c.cluster_secrets),
     },
     Setting {
@@ -257,7 +257,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         default: None,
         example: "/etc/fastpaca/ca.crt",
         doc: "PEM file with the certificates that other nodes' certificates must be signed by. They must be \
-              valid for the IP address that is dialled or for the host of a seed. Unset: those in tls_cert.",
+              valid for the IP address that is dialled or for the host of a seed. A node that has it must have \
+              tls_cert too. Unset: those in tls_cert.",
         field: |c| Field::File(&mut c.tls_ca),
     },
     Setting {
@@ -265,7 +266,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "stream_max_connections",
         default: Some("512"),
         example: "",
-        doc: "Open streams (websocket and SSE) on this node; beyond it 503 too_many_streams.",
+        doc: "Open streams (websocket and SSE), exports and long polls on this node; beyond it 503 too_many_streams.",
         field: |c| Field::Count(&mut c.stream_max_connections, COUNT),
     },
     Setting {
@@ -290,7 +291,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "max_connections",
         default: Some("4096"),
         example: "",
-        doc: "Open client connections; beyond it new ones are closed at once.",
+        doc: "Open client connections; beyond it new ones are closed at once. At least max_connections_per_address.",
         field: |c| Field::Count(&mut c.max_connections, COUNT),
     },
     Setting {
@@ -298,7 +299,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "max_connections_per_address",
         default: Some("2048"),
         example: "",
-        doc: "Open client connections from one IP address. Raise it to max_connections behind a load balancer.",
+        doc: "Open client connections from one IP address. At most max_connections; raise it to that behind a load \
+              balancer.",
         field: |c| Field::Count(&mut c.max_connections_per_address, COUNT),
     },
     Setting {
@@ -405,9 +407,9 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "reclaim_dead_percent",
         default: Some("50"),
         example: "",
-        doc: "The oldest segments are reclaimed when this much of their size is gained by it: what they hold of live \
-              messages, and all records, are written anew first. Lower keeps the disk smaller and writes more. 100: \
-              nothing is reclaimed.",
+        doc: "How much of their space, in percent, removing the oldest segments must gain. What they still hold of live \
+              messages, and one copy of all records, is first written again at the end of the journal. 50: at least \
+              half of the space must be gained. Lower keeps the disk smaller and writes more. 100 turns reclaiming off.",
         field: |c| Field::Count(&mut c.reclaim_dead_percent, 10..=100),
     },
     Setting {
