@@ -31,6 +31,9 @@ use crate::tls::{self, Dialler, TlsError};
 
 use settings::SETTINGS;
 
+/// Most secrets of a cluster: a node names all of them to another.
+pub const CLUSTER_SECRETS_MAX: usize = 16;
+
 /// The file in the data directory that keeps a generated node name.
 const NODE_NAME_FILE: &str = "node_name";
 
@@ -254,6 +257,12 @@ impl Config {
         if self.max_connections_per_address > self.max_connections {
             let rule = format!("at most max_connections ({})", self.max_connections);
             return refuse("max_connections_per_address", self.max_connections_per_address as u64, rule);
+        }
+        if self.cluster_secrets.len() > CLUSTER_SECRETS_MAX {
+            let (value, rule) =
+                (format!("{} secrets", self.cluster_secrets.len()), format!("at most {CLUSTER_SECRETS_MAX}"));
+            let (name, key) = (settings::env_name("cluster_secret"), "cluster_secret");
+            return Err(ConfigError::Combination { name, key, value, rule });
         }
         if let (Some(keep), None) = (self.tail_keep, &self.postgres_url) {
             return refuse(

@@ -78,6 +78,20 @@ fn secrets_show_nowhere() {
 }
 
 #[test]
+fn more_secrets_than_a_node_names_to_others_are_refused() {
+    let secrets = |count: usize| vec!["hunter2"; count].join(",");
+    let most = secrets(CLUSTER_SECRETS_MAX);
+    assert!(load(None, [("FASTPACA_CLUSTER_SECRET", &most)]).is_ok());
+    assert!(load(None, [("FASTPACA_API_KEY", &secrets(CLUSTER_SECRETS_MAX + 1))]).is_ok());
+    let text = message(None, [("FASTPACA_CLUSTER_SECRET", &secrets(CLUSTER_SECRETS_MAX + 1))]);
+    assert!(
+        text.starts_with("FASTPACA_CLUSTER_SECRET") && text.contains("17 secrets: expected at most 16"),
+        "{text}"
+    );
+    assert!(!text.contains("hunter"), "{text}");
+}
+
+#[test]
 fn an_error_names_the_setting_the_value_and_what_is_accepted() {
     let text = message(None, [("FASTPACA_TOKEN_ESTIMATOR", "tiktoken:gpt-99")]);
     assert!(

@@ -4,10 +4,10 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::config::Secret;
+use crate::config::{CLUSTER_SECRETS_MAX, Secret};
 
-/// Most keys a node has at once; further secrets are not used.
-pub(crate) const KEYS_MAX: usize = 16;
+/// Most keys a node has at once: as many as there may be secrets. Of API keys the first are used.
+pub(crate) const KEYS_MAX: usize = CLUSTER_SECRETS_MAX;
 
 /// Names a key without giving it away.
 pub(crate) type KeyId = [u8; 8];
