@@ -70,8 +70,8 @@ pub enum OpenError {
     /// Bytes that had been synced are not what was written.
     #[error(
         "{file} is corrupt at offset {offset}: {reason}. Nothing was changed. \
-         If this node is part of a cluster, remove its data directory and let it join again \
-         as a replacement; otherwise restore the data directory from a backup"
+         If this node is part of a cluster, empty its data directory and start it with \
+         FASTPACA_REPLACE=true; otherwise start it empty and fill it from a backup with `fastpaca restore`"
     )]
     Corrupt {
         /// The segment file.
