@@ -46,12 +46,12 @@ pub const INDEX: Rule = Rule {
 
 pub const PROJECTION: Rule = Rule {
     id: "disk.projection",
-    title: "disk over the retention",
+    title: "disk of the days that it is sized for",
     formula: "journal + index of what is kept + 2 segments of 64 MiB prepared ahead + FASTPACA_DISK_RESERVE_BYTES (256 MiB); in a cluster of N nodes a node holds \
               3 / N of it",
     inputs: "disk.journal, disk.index, --retention-days, nodes",
-    source: "this server: history lies in the journal until its segments are dropped; every group has three replicas",
-    departs: "the guides give 40 to 500 GB by size of machine (Orion, StudyGuru, LoonFlow), not by what is stored",
+    source: "this server: every group has three replicas, and nothing is deleted from a disk for its age; FASTPACA_TAIL_KEEP trims by count, and what it frees is reclaimed",
+    departs: "the guides give 40 to 500 GB by size of machine (Orion, StudyGuru, LoonFlow), not by what is stored; when the disk is full, growth.timeline says",
 };
 
 /// What is prepared ahead and kept free.
@@ -95,6 +95,11 @@ fn untrimmed_share(workload: &Workload) -> f64 {
     (messages - trimmed) as f64 / messages as f64
 }
 
+/// Whether a smaller FASTPACA_TAIL_KEEP, or one at all, would take anything from the disks.
+pub fn could_trim_more(workload: &Workload) -> bool {
+    untrimmed_share(&Workload { tail_keep: Some(0), ..workload.clone() }) < untrimmed_share(workload)
+}
+
 /// Of everything, what one of `nodes` holds: all of it up to three.
 pub fn replica_share(nodes: u64) -> f64 {
     (3.0 / nodes as f64).min(1.0)
@@ -114,5 +119,14 @@ mod tests {
         assert_eq!(share(512, 50, Some(128)), 0.25);
         assert_eq!(share(512, 300, Some(128)), 0.75, "the window stays");
         assert_eq!(share(127, 1, Some(0)), 1.0, "short conversations are never trimmed");
+        let could = |messages_per_conversation, tail_keep| {
+            let preset = Workload::preset("1k-users").expect("there is such a preset");
+            could_trim_more(&Workload { messages_per_conversation, tail_keep, ..preset })
+        };
+        // The window shows 50 messages.
+        assert_eq!(
+            [(177, None), (178, None), (512, Some(256)), (512, Some(50))].map(|(n, keep)| could(n, keep)),
+            [false, true, true, false]
+        );
     }
 }

@@ -20,7 +20,7 @@ pub struct Load {
     pub tokens_counted_per_second_peak: f64,
     pub messages_per_day: f64,
     pub message_bytes_per_day: f64,
-    /// Conversations begun within the retention.
+    /// Conversations begun within the days that the disks are sized for.
     pub conversations_kept: f64,
     pub messages_kept: f64,
     /// Conversations that the active users are in.
@@ -76,11 +76,11 @@ pub const DAY: Rule = Rule {
 
 pub const KEPT: Rule = Rule {
     id: "load.kept",
-    title: "messages and conversations kept",
+    title: "messages and conversations that the disks are sized for",
     formula: "messages = messages a day × retention_days; conversations = messages / messages_per_conversation, at least one an active user",
     inputs: "load.day, --retention-days, --messages-per-conversation",
     source: "arithmetic",
-    departs: "",
+    departs: "Fastpaca has Postgres for what is older than its \"snapshot retention window\"; here no message leaves a disk for its age (growth.timeline)",
 };
 
 impl Load {

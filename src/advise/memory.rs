@@ -92,7 +92,7 @@ pub struct Written {
 }
 
 impl Memory {
-    /// Of one of `nodes`, once the retention is over.
+    /// Of one of `nodes`, once the days that its disk is sized for are over.
     pub fn of(workload: &Workload, load: &Load, figures: &Figures, nodes: u64, index_bytes: f64) -> Memory {
         let limits = NodeLimits::of(workload, load, nodes);
         let written = Written {

@@ -66,7 +66,7 @@ fn workload_section(plan: &Plan) -> Section {
             row("--windows-per-message", number(w.windows_per_message), "window reads for every message"),
             row("--window-messages", count(w.window_messages), "messages in a window"),
             row("--streams-share", percent(w.streams_share), "of the active users with an open stream"),
-            row("--retention-days", count(w.retention_days), "days that messages stay on the nodes"),
+            row("--retention-days", count(w.retention_days), "days of messages that the disks are sized for"),
             row("--tail-keep", keep, "newest messages of a conversation that stay on the nodes"),
             row("--growth-per-month", percent(w.growth_per_month), "more users every month"),
         ],
@@ -332,7 +332,8 @@ fn postgres_section(plan: &Plan) -> Section {
 }
 
 fn growth_section(plan: &Plan) -> Section {
-    let section = Section::new(format!("Growth of {} a month", percent(plan.workload.growth_per_month)));
+    let section = Section::new(format!("Growth of {} a month", percent(plan.workload.growth_per_month)))
+        .paragraph("Disks begin empty, and nothing is deleted from them (growth.timeline).");
     if plan.growth.is_empty() {
         return section.paragraph(format!(
             "No limit of the recommended tier is crossed within {} months.",

@@ -20,6 +20,7 @@ pub struct Workload {
     pub windows_per_message: f64,
     pub window_messages: u64,
     pub streams_share: f64,
+    /// What the disks are sized for. Nothing is deleted when they are over.
     pub retention_days: u64,
     /// All stay, if `None`.
     pub tail_keep: Option<u64>,
@@ -79,7 +80,10 @@ pub const OPTIONS: [(&str, &str); 17] = [
     ("windows-per-message", "Reads of the window for every message appended"),
     ("window-messages", "Messages in a window"),
     ("streams-share", "Open streams for each active user"),
-    ("retention-days", "Days for which messages are kept on the nodes' disks"),
+    (
+        "retention-days",
+        "Days of messages that the disks are sized for; nothing is deleted when they are over",
+    ),
     (
         "tail-keep",
         "Newest messages of a conversation that stay on the nodes' disks (FASTPACA_TAIL_KEEP); needs --postgres true",
