@@ -36,8 +36,20 @@ fn each(check: impl Fn(&Path, &str)) {
 fn nothing_is_overwritten_and_secrets_are_kept() {
     let dir = written("3");
     let env = dir.path().join(".env");
-    assert_eq!(fs::metadata(&env).unwrap().permissions().mode() & 0o777, 0o600);
     let before = fs::read_to_string(&env).unwrap();
+    let value = |name: &str| before.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let secrets = ["FASTPACA_API_KEY=", "FASTPACA_CLUSTER_SECRET="].map(value);
+    let mut with_secrets = Vec::new();
+    for entry in fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        let text = fs::read_to_string(entry.path()).unwrap();
+        if secrets.iter().any(|secret| text.contains(secret)) {
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", entry.path().display());
+            with_secrets.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    with_secrets.sort();
+    assert_eq!(with_secrets, [".env", "kubernetes.yaml"]);
     let again = advise(&["plan", "--preset", "1k-users", "--write", dir.path().to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing is overwritten"));

@@ -47,13 +47,14 @@ const POSTGRES_URL: &str = "postgres://USER:PASSWORD@HOST:5432/DATABASE";
 /// Everything that `--write` writes.
 pub fn files(plan: &Plan, site: &Site) -> Vec<File> {
     let public = |name, text| File { name, text, is_secret: false };
+    let secret = |name, text| File { name, text, is_secret: true };
     vec![
-        File { name: ".env", text: machine::dotenv(plan, site), is_secret: true },
+        secret(".env", machine::dotenv(plan, site)),
         public("compose.yaml", compose::compose(plan, site)),
         public("fastpaca.service", machine::unit(plan, site)),
         public("90-fastpaca.conf", machine::sysctl(plan)),
         public("nginx.conf", balancer::nginx(plan, site)),
-        public("kubernetes.yaml", kubernetes::manifests(plan, site)),
+        secret("kubernetes.yaml", kubernetes::manifests(plan, site)),
     ]
 }
 
