@@ -65,7 +65,7 @@ pub(super) fn unit(plan: &Plan, site: &Site) -> String {
          # Copy to /etc/systemd/system/, and .env to {ENVIRONMENT_FILE} (mode 0600, with FASTPACA_NODE_NAME added).\n\
          [Unit]\nDescription=Fastpaca node\nAfter=network-online.target\nWants=network-online.target\n\n\
          [Service]\nType=exec\nExecStart={binary} serve\n\
-         EnvironmentFile=-{ENVIRONMENT_FILE}\nEnvironment=FASTPACA_DATA_DIR=/var/lib/fastpaca\n\
+         EnvironmentFile={ENVIRONMENT_FILE}\nEnvironment=FASTPACA_DATA_DIR=/var/lib/fastpaca\n\
          DynamicUser=yes\nStateDirectory=fastpaca\nStateDirectoryMode=0700\n\
          Restart=on-failure\nRestartSec=1\n\
          # Longer than FASTPACA_SHUTDOWN_TIMEOUT_MS (25 s), so that a stop hands over and checkpoints.\n\
