@@ -22,7 +22,7 @@ pub(super) fn checklist(plan: &Plan) -> Vec<String> {
     );
     if several {
         items.push("FASTPACA_CLUSTER_SECRET, FASTPACA_CLUSTER_SEED and a FASTPACA_NODE_NAME for each node; `fastpaca cluster status` shows all of them, 0 groups without leader".into());
-        items.push("Load balancer: /health/ready, websockets and server-sent events pass through, read timeout above 90 s".into());
+        items.push("Load balancer: asks /health/ready (open-source nginx cannot: nginx.conf goes by connections that fail), websockets and server-sent events pass through, read timeout above 90 s".into());
     }
     if plan.postgres.is_some() {
         items.push("Postgres: max_connections and shared_buffers as above, its own backups, and a look at fastpaca_raft_pending_flush_messages".into());

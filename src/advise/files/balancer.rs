@@ -12,6 +12,8 @@ pub(super) fn nginx(plan: &Plan, site: &Site) -> String {
     format!(
         "{made}\
          # Terminate TLS here or in front. Nodes must not have this address among their seeds.\n\
+         # Open-source nginx does not ask /health/ready: a node is left out while connections to it fail or time out, not\n\
+         # while it answers without being ready, as when it is cut off from the others. A balancer that asks notices both.\n\
          worker_processes auto;\nworker_rlimit_nofile {files};\n\n\
          events {{\n    worker_connections {connections};\n}}\n\n\
          http {{\n    access_log off;\n    server_tokens off;\n\n    \
@@ -22,7 +24,8 @@ pub(super) fn nginx(plan: &Plan, site: &Site) -> String {
          proxy_set_header Host $host;\n            proxy_set_header Upgrade $http_upgrade;\n            \
          proxy_set_header Connection $connection_upgrade;\n            \
          # A write is sent on only if its node was never reached; what may have been applied is the client's to repeat,\n            \
-         # with its idempotency key.\n            proxy_next_upstream error timeout http_503;\n            \
+         # with its idempotency key. So is a 503, after Retry-After: many are about one conversation, at every node.\n            \
+         proxy_next_upstream error timeout;\n            \
          proxy_next_upstream_tries 2;\n            proxy_connect_timeout 2s;\n            \
          # Streams: frames are passed on as they come; a node pings every 30 s.\n            \
          proxy_buffering off;\n            proxy_request_buffering off;\n            proxy_read_timeout 100s;\n            \
