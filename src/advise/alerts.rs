@@ -1,6 +1,6 @@
 //! The thresholds as alert rules of Prometheus.
 
-use super::thresholds::{THRESHOLDS, Threshold};
+use super::thresholds::{Scope, THRESHOLDS, Threshold, Unit};
 
 /// The name of the group in the file.
 const GROUP: &str = "fastpaca";
@@ -41,9 +41,12 @@ fn alert(threshold: &Threshold, severity: &str, limit: f64, runbooks: &str) -> S
     let lasting =
         if threshold.minutes == 0 { String::new() } else { format!("        for: {}m\n", threshold.minutes) };
     let expr = quoted(&format!("({}) > {limit}", threshold.expr));
+    // What is added up over the nodes of a job has no instance.
+    let of = if threshold.scope == Scope::Cluster { "job" } else { "instance" };
     let summary =
-        quoted(&format!("{{{{ $labels.instance }}}}: {} above {}", threshold.title, threshold.show(limit)));
-    let description = quoted(&format!("Is {{{{ $value | humanize }}}}. {}.", threshold.action));
+        quoted(&format!("{{{{ $labels.{of} }}}}: {} above {}", threshold.title, threshold.show(limit)));
+    let shown = if threshold.unit == Unit::Share { "humanizePercentage" } else { "humanize" };
+    let description = quoted(&format!("Is {{{{ $value | {shown} }}}}. {}.", threshold.action));
     let runbook = quoted(&format!("{runbooks}#{}", threshold.id));
     format!(
         "      - alert: {name}\n        expr: {expr}\n{lasting}        labels:\n          severity: {severity}\n        \

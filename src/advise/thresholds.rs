@@ -96,7 +96,7 @@ pub static THRESHOLDS: &[Threshold] = &[
         now: Some(1_000.0),
         minutes: 5,
         essential: false,
-        action: "see the cause below: a slow disk, a busy CPU, or too many requests at once",
+        action: "look for the cause: a slow disk, a busy CPU, or too many requests at once",
         source: "StudyGuru and Orion: 1 s; soon: ten times what this server takes with both cores busy (docs/benchmarks.md: p99 of 8.5 ms)",
     },
     Threshold {

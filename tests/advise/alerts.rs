@@ -129,6 +129,19 @@ fn prometheus_takes_the_rules_and_every_alert_fires_when_it_should() {
     passes(Command::new("promtool").args(["test", "rules"]).arg(&tests));
 }
 
+/// An alert names what its series tell: those that are added up over the nodes have no instance.
+#[test]
+fn summaries_name_a_label_that_is_there() {
+    let rules = said(&["alerts"]);
+    for alert in rules.split("      - alert: ").skip(1) {
+        let is_of_the_cluster = alert.contains("by (job)") && !alert.contains("group_right");
+        let label = if is_of_the_cluster { "{{ $labels.job }}: " } else { "{{ $labels.instance }}: " };
+        assert!(alert.contains(&format!("summary: \"{label}")), "{alert}");
+        let of_a_share = alert.lines().any(|line| line.contains("summary: ") && line.ends_with(" %\""));
+        assert_eq!(of_a_share, alert.contains("{{ $value | humanizePercentage }}"), "{alert}");
+    }
+}
+
 #[test]
 fn the_job_is_a_parameter() {
     let rules = said(&["alerts", "--job", "chat"]);
