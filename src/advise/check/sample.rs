@@ -100,6 +100,7 @@ impl NodeLook {
             Signal::Streams => self.ratio("fastpaca_streams", "fastpaca_stream_limit"),
             Signal::Connections => self.ratio("fastpaca_connections", "fastpaca_connection_limit"),
             Signal::ArchiveBacklog => self.after.get("fastpaca_raft_pending_flush_messages"),
+            Signal::ArchiveStopped => self.after.get("fastpaca_archive_stopped_conversations"),
             Signal::Errors => self.errors(),
             Signal::Overload => self.overload(),
             Signal::LeaderImbalance | Signal::GroupsWithoutLeader | Signal::LinksMissing => return None,
