@@ -267,7 +267,7 @@ pub static THRESHOLDS: &[Threshold] = &[
         minutes: 1,
         essential: true,
         action: "bring lost nodes back: a group without a majority takes no writes",
-        source: "this server: 256 groups and that of the cluster state; an election takes seconds",
+        source: "this server: 256 groups and that of the cluster state; an election takes seconds. The leaders of a node that is not scraped are missing here",
     },
     Threshold {
         signal: Signal::LinksMissing,
@@ -294,8 +294,8 @@ pub static THRESHOLDS: &[Threshold] = &[
         now: None,
         minutes: 15,
         essential: false,
-        action: "the cluster evens leaders out by itself once all nodes are up and active: look for one that is draining or down",
-        source: "this server: leaders move a few at a time; with three nodes and one down it is 1.5 or more for good",
+        action: "the cluster evens leaders out by itself over the nodes that are up and active: look for one that is draining, undrain or remove it",
+        source: "this server: leaders move a few at a time; with one of three nodes drained it is 1.5 or more for good, one that is down is not counted",
     },
 ];
 

@@ -146,9 +146,10 @@ pub fn cluster_figures(status: &serde_json::Value) -> Vec<Seen> {
     let mut seen = vec![cluster(Signal::GroupsWithoutLeader, groups)];
     let down = nodes.iter().filter(|node| node["link"] == "down").count();
     seen.push(cluster(Signal::LinksMissing, Ok(down as f64)));
+    // As the alert sees it: a node that is down tells Prometheus nothing, one that is draining tells of no leaders.
     let leaders: Vec<f64> = nodes
         .iter()
-        .filter(|node| node["state"] == "active")
+        .filter(|node| node["link"] != "down")
         .filter_map(|node| node["leaders"].as_f64())
         .collect();
     let mean = leaders.iter().sum::<f64>() / leaders.len().max(1) as f64;
@@ -200,11 +201,17 @@ mod tests {
 
     #[test]
     fn the_cluster_is_judged_by_its_own_answer() {
-        let node = |link: &str, leaders: u64| serde_json::json!({"link": link, "leaders": leaders, "state": "active"});
-        let status = serde_json::json!({"groups_without_leader": 3, "nodes": [node("up", 200), node("up", 50), node("down", 6)]});
-        let values: Vec<f64> = cluster_figures(&status).into_iter().map(|seen| seen.value.unwrap()).collect();
-        assert_eq!(values[..2], [3.0, 1.0]);
-        assert!((values[2] - 200.0 / (256.0 / 3.0)).abs() < 1e-9);
+        let node = |state: &str, link: &str, leaders: u64| serde_json::json!({"link": link, "leaders": leaders, "state": state});
+        let values = |nodes: [serde_json::Value; 3]| {
+            let status = serde_json::json!({"groups_without_leader": 3, "nodes": nodes});
+            let figures = cluster_figures(&status).into_iter();
+            figures.map(|seen| seen.value.unwrap()).collect::<Vec<f64>>()
+        };
+        let lost = values([node("active", "up", 150), node("active", "up", 100), node("active", "down", 0)]);
+        assert_eq!(lost, [3.0, 1.0, 1.2]);
+        let drained =
+            values([node("active", "up", 150), node("active", "up", 90), node("draining", "up", 0)]);
+        assert_eq!(drained, [3.0, 0.0, 1.875]);
         assert!(cluster_figures(&serde_json::json!({}))[0].value.is_err());
     }
 }
