@@ -41,7 +41,7 @@ pub struct Figures {
     pub cluster_idle_cores: f64,
     /// CPU of an append on all nodes of a cluster of three, of that on one alone.
     pub cluster_append_factor: f64,
-    /// For confirming a read with a quorum.
+    /// More, for a read that a quorum confirms, on all nodes.
     pub cluster_read_us: f64,
 
     /// In the journal beside a message's own bytes.
@@ -85,8 +85,9 @@ pub const FIGURES: Rule = Rule {
     title: "what work costs on a machine",
     formula: "most are measured, some are estimates (see below); `fastpaca advise plan --format json` shows all of them, `fastpaca advise calibrate` measures those that depend on the machine",
     inputs: "--calibration",
-    source: "`cargo bench --bench advise -- points` at 707af95, held to the server by `make advise-proof` (docs/advise.md); of a cluster, docs/benchmarks.md. \
-             All of 21 November 2026 on two cores of an AMD EPYC. Estimates, not measured: stream_bytes, connection_bytes, work_bytes, \
+    source: "`cargo bench --bench advise -- points` at 707af95, held to the server by `make advise-proof` (docs/advise.md), of 21 November 2026 on two cores of an AMD EPYC. \
+             Of a cluster: docs/benchmarks.md, \"A cluster of three\" at d7632a9, of 22 November 2026 on two cores of an Intel Xeon; its reads: docs/decisions/007 at \
+             023cd5d, brought to that machine by what an append took on either. Estimates, not measured: stream_bytes, connection_bytes, work_bytes, \
              checkpoint_bytes_per_append_second, and fsync_p50_ms and fsync_p99_ms until a calibration.",
     departs: "an append at 20 a second costs ten times what it costs at 20,000: figures of a server under full load, which is what benchmarks usually give, \
               are too small for a calm one. How a cluster's costs fall with its rate has not been measured; they are taken to fall as one node's do.",
@@ -113,9 +114,10 @@ impl Figures {
             window_repeat_us: 22.0,
             frame_us: 100.0,
             idle_cores: 0.007,
-            cluster_idle_cores: 0.012,
-            cluster_append_factor: 250.0 / 46.0,
-            cluster_read_us: 50.0,
+            cluster_idle_cores: 0.007,
+            cluster_append_factor: 174.0 / 44.0,
+            // 86 µs where a cluster's append took 307; 174 / 307 of it, without the 10 of a read of one node alone, is 39.
+            cluster_read_us: 40.0,
             frame_bytes: 250.0,
             block_bytes: 4_096.0,
             batch_seconds: 0.000_5,
