@@ -7,7 +7,7 @@ const GROUP: &str = "fastpaca";
 /// The heading, in the page of runbooks, for a node that is not scraped.
 const NODE_DOWN: &str = "node_down";
 
-/// A rule file: an alert for each level of each threshold, and one for a node that is not scraped.
+/// A rule file: an alert for each level of each threshold that Prometheus sees, and one for a node that is not scraped.
 ///
 /// `job` is what Prometheus calls the nodes; alerts are confined to it where their expression names metrics that any
 /// process has. `runbooks` is where the page with what to do lies; it has a heading for each id.
@@ -20,8 +20,8 @@ pub fn rules(job: &str, runbooks: &str) -> String {
     );
     for threshold in THRESHOLDS {
         for (severity, limit) in [("warning", threshold.soon), ("critical", threshold.now)] {
-            if let Some(limit) = limit {
-                text.push_str(&alert(threshold, severity, limit, runbooks));
+            if let (Some(expr), Some(limit)) = (threshold.expr, limit) {
+                text.push_str(&alert(threshold, expr, severity, limit, runbooks));
             }
         }
     }
@@ -35,12 +35,12 @@ pub fn rules(job: &str, runbooks: &str) -> String {
     text
 }
 
-fn alert(threshold: &Threshold, severity: &str, limit: f64, runbooks: &str) -> String {
+fn alert(threshold: &Threshold, expr: &str, severity: &str, limit: f64, runbooks: &str) -> String {
     let name: String = threshold.id.split('_').map(capitalised).collect();
     let name = format!("Fastpaca{name}{}", if severity == "critical" { "Critical" } else { "" });
     let lasting =
         if threshold.minutes == 0 { String::new() } else { format!("        for: {}m\n", threshold.minutes) };
-    let expr = quoted(&format!("({}) > {limit}", threshold.expr));
+    let expr = quoted(&format!("({expr}) > {limit}"));
     // What is added up over the nodes of a job has no instance.
     let of = if threshold.scope == Scope::Cluster { "job" } else { "instance" };
     let summary =

@@ -36,7 +36,7 @@ pub const TREE: Rule = Rule {
     id: "check.tree",
     title: "what is looked at first, and what explains what",
     formula: "memory; latency, and its cause: fsync, then CPU, then what is turned away, else the requests themselves; errors; disk; streams and connections; the \
-              archive's backlog, and what it does not take; leaders and links",
+              archive's backlog, and what it does not take; leaders, links and the way between nodes",
     inputs: "check.thresholds",
     source: "Orion's tree: RAM above 80 %, then p95 above 2 s (database or not), then disk above 80 %, then queues, else nothing to do",
     departs: "Orion's database branch (PgBouncer or a larger pool) is the disk's here: a request waits for no database. Its workers are cores.",

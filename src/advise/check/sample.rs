@@ -103,7 +103,10 @@ impl NodeLook {
             Signal::ArchiveStopped => self.after.get("fastpaca_archive_stopped_conversations"),
             Signal::Errors => self.errors(),
             Signal::Overload => self.overload(),
-            Signal::LeaderImbalance | Signal::GroupsWithoutLeader | Signal::LinksMissing => return None,
+            Signal::GroupsWithoutLeader
+            | Signal::LinksMissing
+            | Signal::RoundTrip
+            | Signal::LeaderImbalance => return None,
         })
     }
 
@@ -146,6 +149,9 @@ pub fn cluster_figures(status: &serde_json::Value) -> Vec<Seen> {
     let mut seen = vec![cluster(Signal::GroupsWithoutLeader, groups)];
     let down = nodes.iter().filter(|node| node["link"] == "down").count();
     seen.push(cluster(Signal::LinksMissing, Ok(down as f64)));
+    // Of the node that was asked, to the one furthest away. None is known where it is alone.
+    let slowest_us = nodes.iter().filter_map(|node| node["rtt_us"].as_f64()).fold(0.0, f64::max);
+    seen.push(cluster(Signal::RoundTrip, Ok(slowest_us / 1e3)));
     // As the alert sees it: a node that is down tells Prometheus nothing, one that is draining tells of no leaders.
     let leaders: Vec<f64> = nodes
         .iter()
@@ -201,17 +207,20 @@ mod tests {
 
     #[test]
     fn the_cluster_is_judged_by_its_own_answer() {
-        let node = |state: &str, link: &str, leaders: u64| serde_json::json!({"link": link, "leaders": leaders, "state": state});
+        let node = |state: &str, link: &str, leaders: u64| {
+            let rtt_us = (link == "up").then_some(leaders * 10);
+            serde_json::json!({"link": link, "leaders": leaders, "state": state, "rtt_us": rtt_us})
+        };
         let values = |nodes: [serde_json::Value; 3]| {
             let status = serde_json::json!({"groups_without_leader": 3, "nodes": nodes});
             let figures = cluster_figures(&status).into_iter();
             figures.map(|seen| seen.value.unwrap()).collect::<Vec<f64>>()
         };
         let lost = values([node("active", "up", 150), node("active", "up", 100), node("active", "down", 0)]);
-        assert_eq!(lost, [3.0, 1.0, 1.2]);
+        assert_eq!(lost, [3.0, 1.0, 1.5, 1.2]);
         let drained =
             values([node("active", "up", 150), node("active", "up", 90), node("draining", "up", 0)]);
-        assert_eq!(drained, [3.0, 0.0, 1.875]);
+        assert_eq!(drained, [3.0, 0.0, 1.5, 1.875]);
         assert!(cluster_figures(&serde_json::json!({}))[0].value.is_err());
     }
 }

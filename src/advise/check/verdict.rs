@@ -24,6 +24,7 @@ pub struct Finding {
     pub level: Level,
     pub value: f64,
     pub limit: f64,
+    /// For as long as the threshold asks, which may be no time at all.
     pub sustained: bool,
     pub what: String,
     pub action: String,
@@ -99,11 +100,11 @@ fn headroom(threshold: &Threshold, figure: &Seen, value: f64) -> Headroom {
 }
 
 fn finding(threshold: &Threshold, figure: &Seen, value: f64, seen: &[Seen]) -> Option<Finding> {
-    let sustained = figure.lasting == Lasting::Sustained;
+    let sustained = figure.lasting == Lasting::Sustained || threshold.minutes == 0;
     let level = match threshold.level(value) {
         Level::Fine => return None,
         // What must last has been seen only for a moment.
-        Level::Now if threshold.minutes > 0 && !sustained && threshold.soon.is_some() => Level::Soon,
+        Level::Now if !sustained && threshold.soon.is_some() => Level::Soon,
         level => level,
     };
     let limit = match threshold.level(value) {
@@ -241,7 +242,8 @@ mod tests {
     fn a_moment_is_no_reason_for_haste_but_a_full_disk_is() {
         assert_eq!(with(Signal::Cpu, 0.99, Lasting::Momentary).level, Some(Level::Soon));
         assert_eq!(with(Signal::Cpu, 0.99, Lasting::Sustained).level, Some(Level::Now));
-        assert_eq!(with(Signal::DiskUsed, 0.95, Lasting::Momentary).level, Some(Level::Now));
+        let disk = with(Signal::DiskUsed, 0.95, Lasting::Momentary);
+        assert_eq!((disk.level, disk.findings[0].sustained), (Some(Level::Now), true));
         assert_eq!(with(Signal::GroupsWithoutLeader, 2.0, Lasting::Momentary).level, Some(Level::Now));
     }
 

@@ -124,7 +124,9 @@ async fn look_at_cluster(nodes: &[Client]) -> Vec<Seen> {
         value: Err(why.clone()),
         lasting: Lasting::Momentary,
     };
-    [Signal::GroupsWithoutLeader, Signal::LinksMissing, Signal::LeaderImbalance].map(missing).into()
+    [Signal::GroupsWithoutLeader, Signal::LinksMissing, Signal::RoundTrip, Signal::LeaderImbalance]
+        .map(missing)
+        .into()
 }
 
 /// What Prometheus knows to last takes the place of what was seen for a moment.

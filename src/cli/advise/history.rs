@@ -17,29 +17,28 @@ const COVERED_MIN: f64 = 0.8;
 pub(super) async fn figures(client: &Client) -> Result<Vec<Seen>, ClientError> {
     let mut seen = Vec::new();
     for threshold in THRESHOLDS {
-        seen.extend(figures_of(client, threshold).await?);
+        if let Some(expr) = threshold.expr {
+            seen.extend(figures_of(client, threshold, expr).await?);
+        }
     }
     Ok(seen)
 }
 
-async fn figures_of(client: &Client, threshold: &Threshold) -> Result<Vec<Seen>, ClientError> {
+async fn figures_of(client: &Client, threshold: &Threshold, expr: &str) -> Result<Vec<Seen>, ClientError> {
     // Rows that last no time are judged by what is now.
     let (lowest, evaluations) = match threshold.minutes {
-        0 => (threshold.expr.to_owned(), 0.0),
+        0 => (expr.to_owned(), 0.0),
         minutes => {
             let range = format!("[{minutes}m:{STEP_SECONDS}s]");
-            (format!("min_over_time(({}){range})", threshold.expr), (minutes * 60 / STEP_SECONDS) as f64)
+            (format!("min_over_time(({expr}){range})"), (minutes * 60 / STEP_SECONDS) as f64)
         }
     };
     let lowest = query(client, &lowest).await?;
     let covered = match threshold.minutes {
         0 => Vec::new(),
-        minutes => {
-            query(client, &format!("count_over_time(({})[{minutes}m:{STEP_SECONDS}s])", threshold.expr))
-                .await?
-        }
+        minutes => query(client, &format!("count_over_time(({expr})[{minutes}m:{STEP_SECONDS}s])")).await?,
     };
-    let momentary = query(client, threshold.expr).await?;
+    let momentary = query(client, expr).await?;
     let values = momentary.iter().map(|(of, now)| {
         let enough = covered.iter().any(|(node, count)| node == of && *count >= COVERED_MIN * evaluations);
         let lasting = if enough || threshold.minutes == 0 { Lasting::Sustained } else { Lasting::Momentary };
