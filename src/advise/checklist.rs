@@ -1,6 +1,18 @@
 //! What to have done before users come.
 
 use super::Plan;
+use super::rule::Rule;
+
+pub(super) const BACKUP: Rule = Rule {
+    id: "backup",
+    title: "what to keep in case all nodes are lost",
+    formula: "without an archive, `fastpaca backup` on a schedule, kept elsewhere, and one of them restored for a try; with one, the backups of its database",
+    inputs: "--postgres",
+    source: "docs/backup.md, docs/archive.md; Fastpaca: standard database backups where there is Postgres",
+    departs: "Fastpaca: \"Snapshot the volume regularly (EBS/GCE disk snapshots)\". In a cluster a copy of one node's volume is no backup: it has forgotten votes and entries that \
+              its node promised to others since, so that it is refused, and where it is too young to be told apart it may lose acknowledged writes (docs/cluster.md). \
+              What can be gone back to are copies of all nodes' volumes, made while all were stopped, and of a node that is alone one atomic snapshot (docs/backup.md).",
+};
 
 /// In the order in which it is done.
 pub(super) fn checklist(plan: &Plan) -> Vec<String> {
@@ -28,7 +40,7 @@ pub(super) fn checklist(plan: &Plan) -> Vec<String> {
         items.push("Postgres: max_connections and shared_buffers as above, its own backups, and a look at fastpaca_raft_pending_flush_messages".into());
     } else {
         items.push(
-            "Backups: `fastpaca backup` on a schedule, kept elsewhere, and one of them restored into an empty cluster for a try"
+            "Backups, not snapshots of volumes (advise explain backup): `fastpaca backup` on a schedule, kept elsewhere, and one of them restored into an empty cluster for a try"
                 .into(),
         );
     }

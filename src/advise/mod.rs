@@ -81,6 +81,7 @@ pub struct Plan {
 
 /// Every rule, in the order in which a plan uses them.
 pub const RULES: &[&Rule] = &[
+    &workload::SIZES,
     &load::ACTIVE_USERS,
     &load::APPENDS,
     &load::WINDOWS,
@@ -124,7 +125,10 @@ pub const RULES: &[&Rule] = &[
     &kernel::PORTS,
     &kernel::CONTAINER,
     &timeline::TIMELINE,
+    &checklist::BACKUP,
     &thresholds::THRESHOLD,
+    &check::TREE,
+    &check::LASTING,
 ];
 
 impl Plan {

@@ -5,6 +5,8 @@
 
 use serde::Serialize;
 
+use super::rule::Rule;
+
 /// What a plan is for. Shares are of 1, not of 100.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Workload {
@@ -64,6 +66,19 @@ impl BadInput {
 
 /// The names of the presets.
 pub const PRESETS: [&str; 5] = ["development", "small-team", "medium", "large", "1k-users"];
+
+pub const SIZES: Rule = Rule {
+    id: "workload.presets",
+    title: "what a preset stands for",
+    formula: "users: development 5, all of them active and none added; small-team 50, 1k-users 1,000, medium 5,000 and large 50,000, of whom 30 % are active at once, and \
+              5 % more every month; disks are sized for 90 days, of development and large for 30; machines and nodes follow from that (tier.*, topology.nodes)",
+    inputs: "--preset, --from, and every other option, which wins over the preset",
+    source: "Flow-Like: the names Development, Small team, Medium and Large; StudyGuru: 1,000 users, and what one of them does (load.*)",
+    departs: "Flow-Like's table has no users, but machines: Development 1 API and 1 runtime of 2 CPU and 4 GB, Small team 1 and 2 of 4 CPU and 8 GB, Medium 2 and 4 of 4 CPU \
+              and 8 GB, Large 3 and 6 or more of 8 CPU and 16 GB. Its runtimes are stateless and execute what users build. A node here stores and serves messages: \
+              its replicas are three for safety, not one more for each step, and its machine is mostly a disk.",
+};
+
 /// What is planned for when nothing is said.
 pub const DEFAULT_PRESET: &str = "small-team";
 

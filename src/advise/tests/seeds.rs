@@ -85,6 +85,41 @@ fn instances_times_concurrency() {
     assert!(departs("topology.concurrency").contains("three nodes whichever takes it"));
 }
 
+/// Flow-Like: "Development 1, 1, 2 CPU, 4GB", "Small team 1, 2, 4 CPU, 8GB", "Medium 2, 4, 4 CPU, 8GB", "Large 3+, 6+, 8 CPU, 16GB".
+#[test]
+fn sizes_of_deployments() {
+    let cases = [
+        ("development", "Development 1 API and 1 runtime of 2 CPU and 4 GB", 2, 4),
+        ("small-team", "Small team 1 and 2 of 4 CPU and 8 GB", 4, 8),
+        ("medium", "Medium 2 and 4 of 4 CPU and 8 GB", 4, 8),
+        ("large", "Large 3 and 6 or more of 8 CPU and 16 GB", 8, 16),
+    ];
+    for (preset, said, cpu, gb) in cases {
+        let workload = Workload::preset(preset).unwrap();
+        let plan =
+            Plan::of(workload, Figures::built_in(), Catalogue::built_in(), &Known::this_build()).unwrap();
+        let tier = &plan.tiers[1];
+        assert!(tier.vcpu <= cpu && tier.memory_gib <= gb, "{preset}: {tier:?}");
+        assert!(departs("workload.presets").contains(said), "{preset}");
+    }
+}
+
+/// Fastpaca: "Snapshot the volume regularly (EBS/GCE disk snapshots)".
+#[test]
+fn backups() {
+    assert!(departs("backup").contains("Snapshot the volume regularly"));
+    let plan =
+        Plan::of(thousand(), Figures::built_in(), Catalogue::built_in(), &Known::this_build()).unwrap();
+    assert!(plan.checklist.iter().any(|item| item.contains("not snapshots of volumes")));
+}
+
+/// Fastpaca: "keep Raft replicas within the same AZ or region (<5 ms RTT)".
+#[test]
+fn round_trips() {
+    let level = |ms| of(Signal::RoundTrip).level(ms);
+    assert_eq!([5.0, 5.1].map(level), [Level::Fine, Level::Soon]);
+}
+
 /// Orion: the CAX plans and their prices.
 #[test]
 fn cax_plans() {
