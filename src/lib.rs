@@ -1,22 +1,25 @@
 //! Fastpaca core: a Raft-replicated conversation log server.
 //!
 //! Read in this order: [`conversation`] (what a conversation is, pure), [`journal`] (the bytes on disk), [`store`]
-//! (records over the journal), [`raft`] (the two joined by consensus), [`shards`] (what the edge calls), [`api`]
-//! (HTTP), [`server`] (all of it wired). `docs/ARCHITECTURE.md` has the picture and the invariants.
+//! (records over the journal), [`raft`] (the two joined by consensus), [`peer`] (the links between nodes), [`shards`] (what
+//! the edge calls), [`api`] (HTTP), [`server`] (all of it wired); then [`cluster`] (who is a member and holds what),
+//! [`archive`] (Postgres), [`tokens`] and [`advise`]. `docs/ARCHITECTURE.md` has the picture and the invariants.
 //!
 //! Layers, each of which may use only those below it; `tests/architecture.rs` holds them:
 //!
 //! ```text
-//! main, cli
+//! main
+//! cli
 //! server, advise
 //! api, archive, cluster
 //! shards
 //! raft
-//! store
+//! store, peer
 //! journal
 //! tokens
 //! conversation
-//! config, metrics, trace, logging
+//! logging
+//! config, metrics, trace
 //! tls
 //! ```
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["cli"],
-    &["server", "advise", "logging"],
+    &["server", "advise"],
     &["api", "archive", "cluster"],
     &["shards"],
     &["raft"],
@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["journal"],
     &["tokens"],
     &["conversation"],
+    &["logging"],
     &["config", "metrics", "trace"],
     &["tls"],
 ];
@@ -38,7 +39,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("openraft", &["raft"]),
     ("sled", &["store"]),
     ("sqlx", &["archive"]),
-    ("axum", &["api", "server"]),
+    ("axum", &["api"]),
     ("utoipa", &["api"]),
     ("clap", &["cli", "main"]),
     ("toml", &["config", "advise"]),
@@ -91,6 +92,16 @@ fn every_module_has_its_layer() {
     let modules = sources().into_iter().map(|source| source.module);
     let unknown: BTreeSet<String> = modules.filter(|m| m != "lib" && !known.contains(m.as_str())).collect();
     assert!(unknown.is_empty(), "give these a layer: {unknown:?}");
+}
+
+#[test]
+fn the_crate_documents_these_layers() {
+    let text = fs::read_to_string("src/lib.rs").expect("tests run in the root of the package");
+    let (_, rest) = text.split_once("//! ```text\n").expect("a block of layers");
+    let (block, _) = rest.split_once("//! ```").expect("the block ends");
+    let said: Vec<Vec<&str>> =
+        block.lines().map(|line| line.trim_start_matches("//! ").split(", ").collect()).collect();
+    assert_eq!(said, LAYERS);
 }
 
 #[test]

@@ -31,7 +31,8 @@ mod recovery;
 mod scan;
 mod segments;
 mod shared;
-pub mod sim;
+#[cfg(test)]
+pub(crate) mod sim;
 mod writer;
 
 #[cfg(test)]

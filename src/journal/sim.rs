@@ -6,8 +6,6 @@
 //! removals as they please.
 //! Any operation can be made to fail, space can run out, bits can be flipped, syncs can be held.
 //! A failed sync leaves what it should have synced unsynced for ever, as Linux does.
-//!
-//! Compiled always, so that tests of other modules and in `tests/` can use it; the server does not.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -146,8 +144,6 @@ struct Fault {
     op: Op,
     /// Which operation of that kind fails, counted from 1.
     nth: u64,
-    /// Whether all later ones fail too.
-    and_later: bool,
     kind: io::ErrorKind,
 }
 
@@ -159,18 +155,9 @@ impl SimDisk {
 
     /// Makes the `nth` operation of a kind from now on fail, 1 being the next one.
     pub fn fail(&self, op: Op, nth: u64, kind: io::ErrorKind) {
-        self.add_fault(op, nth, false, kind);
-    }
-
-    /// Makes every operation of a kind fail, from the `nth` from now on.
-    pub fn fail_from(&self, op: Op, nth: u64, kind: io::ErrorKind) {
-        self.add_fault(op, nth, true, kind);
-    }
-
-    fn add_fault(&self, op: Op, nth: u64, and_later: bool, kind: io::ErrorKind) {
         let mut state = self.core.state.lock();
         let nth = state.counts.get(&op).copied().unwrap_or(0) + nth;
-        state.faults.push(Fault { op, nth, and_later, kind });
+        state.faults.push(Fault { op, nth, kind });
     }
 
     /// Takes all faults back.
@@ -275,7 +262,7 @@ impl SimDisk {
         let count = state.counts.entry(op).or_default();
         *count += 1;
         let count = *count;
-        let due = |f: &&Fault| f.op == op && (f.nth == count || (f.and_later && f.nth <= count));
+        let due = |f: &&Fault| f.op == op && f.nth == count;
         if let Some(fault) = state.faults.iter().find(due) {
             return Err(io::Error::new(fault.kind, format!("injected into {op:?}")));
         }

@@ -199,9 +199,19 @@ impl Client {
             _ => (answer, ControlFlow::Break(())),
         }
     }
-}
 
-impl Client {
+    /// openraft drops a vote's call at its hard limit, and the voter syncs before it answers.
+    async fn ask_for_vote(
+        &self,
+        method: u16,
+        rpc: &VoteRequest<TypeConfig>,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let body = vec![rpc::encode_vote(self.to, rpc)];
+        let answer = self.call(Lane::Control, method, body, option.hard_ttl()).await?;
+        rpc::decode_vote_answer(&answer).map_err(undecodable)
+    }
+
     /// Whether a request of a stream has to be sent; if not, the follower will hear what it has to say.
     fn sends(&self, rpc: &AppendEntriesRequest<TypeConfig>, told: &Mutex<Told>) -> bool {
         let said = told.lock().asks(rpc);
@@ -269,9 +279,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let body = vec![rpc::encode_vote(self.to, &rpc)];
-        let answer = self.call(Lane::Control, method::VOTE, body, option.hard_ttl()).await?;
-        rpc::decode_vote_answer(&answer).map_err(undecodable)
+        self.ask_for_vote(method::VOTE, &rpc, &option).await
     }
 
     async fn pre_vote(
@@ -279,9 +287,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let body = vec![rpc::encode_vote(self.to, &rpc)];
-        let answer = self.call(Lane::Control, method::PRE_VOTE, body, option.hard_ttl()).await?;
-        rpc::decode_vote_answer(&answer).map_err(undecodable)
+        self.ask_for_vote(method::PRE_VOTE, &rpc, &option).await
     }
 
     async fn full_snapshot(
