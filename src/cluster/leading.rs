@@ -25,6 +25,8 @@ use crate::shards::{ControlError, WriteError, now_ms};
 const REST: Duration = Duration::from_secs(2);
 /// Between two plans while replicas move.
 const HURRY: Duration = Duration::from_millis(300);
+/// Longest wait for reports: one silent node must not use up the time that a change has.
+const REPORT_MAX: Duration = Duration::from_secs(1);
 /// A change is tried again so often when the state was written by another hand meanwhile.
 const CONFLICTS_MAX: usize = 16;
 
@@ -183,7 +185,7 @@ impl Inner {
     /// What all reachable nodes report for a state, and who is reachable.
     pub(super) async fn observe(&self, document: &Document) -> Observed {
         let nodes = members(&document.state).map(|(node, _)| (node, self.liveness(node))).collect();
-        let reports = self.reports(document, calls::LIMIT).await.into_values();
+        let reports = self.reports(document, REPORT_MAX).await.into_values();
         let reports = reports.filter(|report| report.version == document.version);
         Observed { nodes, groups: newest(reports) }
     }
