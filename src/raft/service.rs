@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use openraft::Raft;
 use openraft::raft::VoteResponse;
 use parking_lot::Mutex;
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -33,6 +33,9 @@ use crate::store::GroupStore;
 const IMPORTS_MAX: usize = 2;
 /// A transfer that is silent for so long makes room for another; what it brought stays.
 const IMPORT_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// The answer to commits comes after this time at the latest, so that those of all groups do not wait for one group's syncs.
+const COMMITS_MAX: Duration = Duration::from_millis(20);
 
 /// A replica that runs on this node.
 #[derive(Clone)]
@@ -180,7 +183,11 @@ impl RaftService {
             // A replica that follows another leader, or has stopped, has no use for it.
             Some(async move { drop(target.raft.append_entries(commits::as_request(commit)).await) })
         });
-        join_all(told).await;
+        let mut told = Box::pin(join_all(told));
+        if timeout(COMMITS_MAX, &mut told).await.is_err() {
+            // They are on their way, in order, and wait for what came before them to be synced.
+            tokio::spawn(told);
+        }
         Ok(Bytes::new())
     }
 
