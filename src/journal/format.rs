@@ -24,7 +24,7 @@ use std::fmt;
 /// The unit of alignment: segment headers fill one block, batches start on one.
 pub(super) const BLOCK_BYTES: u32 = 4096;
 pub(super) const BATCH_HEADER_BYTES: usize = 32;
-pub(super) const FRAME_HEADER_BYTES: usize = 16;
+pub(crate) const FRAME_HEADER_BYTES: usize = 16;
 /// The newest format version, which is the one written.
 pub(super) const FORMAT_VERSION: u16 = 1;
 /// Segment numbers start here, so that 0 can mean "none".

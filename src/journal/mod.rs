@@ -48,6 +48,7 @@ use parking_lot::Mutex;
 pub use batch::{Completion, Draft};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{AppendError, OpenError, VisitError};
+pub(crate) use format::FRAME_HEADER_BYTES;
 pub(crate) use format::segment_file;
 pub use format::{FIRST_SEGMENT, FrameKind, Position};
 pub use options::{BatchReport, Observer, OnPoison, Options, Unobserved};
@@ -236,6 +237,16 @@ impl Journal {
     /// before it is made: `Full`, `Poisoned` or `Closed`.
     pub fn admit(&self, class: Class) -> Result<(), AppendError> {
         self.inner.shared.admit(class)
+    }
+
+    /// The most bytes one append may take on disk.
+    pub(crate) fn append_bytes_max(&self) -> u64 {
+        self.inner.shared.options.append_bytes_max()
+    }
+
+    /// Whether the disk has been at work on a batch for so long that nobody should wait for it.
+    pub fn hangs(&self) -> bool {
+        self.inner.shared.writing_for() > self.inner.shared.options.hangs_after
     }
 
     /// Whether there is disk space for data, outside the reserve.

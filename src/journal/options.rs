@@ -66,6 +66,8 @@ pub struct Options {
     pub idle_delay: Duration,
     /// How often free disk space is looked at.
     pub space_interval: Duration,
+    /// How long the disk may take for a batch before it counts as hanging.
+    pub hangs_after: Duration,
     /// Where batches are reported.
     pub observer: Arc<dyn Observer>,
     /// What to do when the journal has become unusable, usually: end the process.
@@ -82,6 +84,7 @@ impl Options {
             reserve_bytes: 256 << 20,
             idle_delay: Duration::from_millis(200),
             space_interval: Duration::from_secs(1),
+            hangs_after: Duration::from_secs(3),
             observer: Arc::new(Unobserved),
             on_poison: Arc::new(|_| {}),
         }

@@ -42,6 +42,9 @@ pub(super) struct Shared {
     written: AtomicU64,
     /// Packed position: everything before it survives a power loss.
     synced: AtomicU64,
+    opened: Instant,
+    /// Milliseconds from `opened` to when the writer gave the disk the batch that it is at work on; 0 between batches.
+    writing_since: AtomicU64,
     pub(super) checkpoint: Mutex<Option<Checkpoint>>,
     poison: OnceLock<String>,
     /// The writer thread has ended: nothing will be synced any more.
@@ -60,6 +63,8 @@ impl Shared {
             synced_further: Condvar::new(),
             written: AtomicU64::new(start.end.pack()),
             synced: AtomicU64::new(start.end.pack()),
+            opened: Instant::now(),
+            writing_since: AtomicU64::new(0),
             checkpoint: Mutex::new(start.checkpoint),
             poison: OnceLock::new(),
             stopped: AtomicBool::new(false),
@@ -278,6 +283,25 @@ impl Shared {
             *unproven = false;
         }
         Some(queue.take(chain, self.synced(), std::mem::take(buffer)))
+    }
+
+    /// The disk is given a batch.
+    pub(super) fn begins_to_write(&self) {
+        let since = self.opened.elapsed().as_millis() as u64;
+        self.writing_since.store(since.max(1), Ordering::Relaxed);
+    }
+
+    /// It has taken it, or failed.
+    pub(super) fn ends_writing(&self) {
+        self.writing_since.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the disk has been at work on a batch.
+    pub(super) fn writing_for(&self) -> Duration {
+        match self.writing_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.opened.elapsed().saturating_sub(Duration::from_millis(since)),
+        }
     }
 
     /// Everything before `position` can now be read from the files.

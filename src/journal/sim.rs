@@ -20,7 +20,7 @@ const SECTOR_BYTES: usize = 512;
 
 /// A kind of operation, to be counted and made to fail.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Op {
+pub(crate) enum Op {
     /// [`Disk::create`].
     Create,
     /// [`Disk::open`].
@@ -52,16 +52,16 @@ impl Op {
 
 /// A small deterministic random generator (SplitMix64), so that a seed is a whole story.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
     /// The generator of a seed.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Rng(seed)
     }
 
     /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
+    pub(crate) fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -70,19 +70,19 @@ impl Rng {
     }
 
     /// A number below `bound`, which must not be 0.
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next_u64() % bound
     }
 
     /// True `percent` times in a hundred.
-    pub fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
 
 /// How much of what was not synced a power loss leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Survival {
+pub(crate) enum Survival {
     /// Nothing.
     None,
     /// Everything.
@@ -95,7 +95,7 @@ pub enum Survival {
 
 /// The simulated disk; clones share it.
 #[derive(Clone, Default)]
-pub struct SimDisk {
+pub(crate) struct SimDisk {
     core: Arc<Core>,
 }
 
@@ -149,56 +149,51 @@ struct Fault {
 
 impl SimDisk {
     /// An empty disk of endless size.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         SimDisk::default()
     }
 
     /// Makes the `nth` operation of a kind from now on fail, 1 being the next one.
-    pub fn fail(&self, op: Op, nth: u64, kind: io::ErrorKind) {
+    pub(crate) fn fail(&self, op: Op, nth: u64, kind: io::ErrorKind) {
         let mut state = self.core.state.lock();
         let nth = state.counts.get(&op).copied().unwrap_or(0) + nth;
         state.faults.push(Fault { op, nth, kind });
     }
 
-    /// Takes all faults back.
-    pub fn heal(&self) {
-        self.core.state.lock().faults.clear();
-    }
-
     /// How many operations of a kind there were.
-    pub fn count(&self, op: Op) -> u64 {
+    pub(crate) fn count(&self, op: Op) -> u64 {
         self.core.state.lock().counts.get(&op).copied().unwrap_or(0)
     }
 
     /// Lets `changes` more operations that change the disk succeed, and fails all after them.
-    pub fn lose_power_after(&self, changes: u64) {
+    pub(crate) fn lose_power_after(&self, changes: u64) {
         self.core.state.lock().until_power_loss = Some(changes);
     }
 
     /// Whether the power was lost.
-    pub fn has_lost_power(&self) -> bool {
+    pub(crate) fn has_lost_power(&self) -> bool {
         self.core.state.lock().until_power_loss == Some(0)
     }
 
     /// Limits what all files may take together, in bytes.
-    pub fn set_capacity(&self, bytes: Option<u64>) {
+    pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
         self.core.state.lock().capacity = bytes;
     }
 
     /// Makes syncs of files wait until the answer is dropped.
-    pub fn hold_syncs(&self) -> HeldSyncs {
+    pub(crate) fn hold_syncs(&self) -> HeldSyncs {
         self.core.state.lock().hold_syncs = true;
         HeldSyncs(self.clone())
     }
 
     /// The bytes of a file as programs see them.
-    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+    pub(crate) fn contents(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.core.state.lock();
         Some(state.files[*state.names.get(name)?].bytes.clone())
     }
 
     /// Changes a file behind every program's back, synced bytes included.
-    pub fn tamper(&self, name: &str, change: impl Fn(&mut Vec<u8>)) {
+    pub(crate) fn tamper(&self, name: &str, change: impl Fn(&mut Vec<u8>)) {
         let mut state = self.core.state.lock();
         let file = state.names[name];
         change(&mut state.files[file].bytes);
@@ -206,13 +201,13 @@ impl SimDisk {
     }
 
     /// Inverts one bit of a file.
-    pub fn flip_bit(&self, name: &str, offset: usize, bit: u8) {
+    pub(crate) fn flip_bit(&self, name: &str, offset: usize, bit: u8) {
         self.tamper(name, |bytes| bytes[offset] ^= 1 << bit);
     }
 
     /// A copy as a killed process leaves it: the page cache survives, with what is not synced and
     /// what a failed sync has given up. Faults are gone.
-    pub fn after_kill(&self) -> SimDisk {
+    pub(crate) fn after_kill(&self) -> SimDisk {
         let state = self.core.state.lock();
         SimDisk::with(State {
             names: state.names.clone(),
@@ -224,7 +219,7 @@ impl SimDisk {
     }
 
     /// A copy as a power loss may leave it.
-    pub fn after_power_loss(&self, rng: &mut Rng, survival: Survival) -> SimDisk {
+    pub(crate) fn after_power_loss(&self, rng: &mut Rng, survival: Survival) -> SimDisk {
         let state = self.core.state.lock();
         let mut names = state.synced_names.clone();
         let changes = state.name_changes.len();
@@ -286,7 +281,7 @@ impl SimDisk {
 
 /// While it lives, syncs of files wait.
 #[must_use]
-pub struct HeldSyncs(SimDisk);
+pub(crate) struct HeldSyncs(SimDisk);
 
 impl Drop for HeldSyncs {
     fn drop(&mut self) {

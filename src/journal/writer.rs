@@ -6,6 +6,7 @@
 //! on the disk, so nothing is ever tried again.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,8 +40,11 @@ pub(super) struct Writer {
 impl Writer {
     /// Writes batches until the journal is closed or poisoned.
     pub(super) fn run(mut self) {
-        while self.step() {}
-        self.shared.stop();
+        let shared = Arc::clone(&self.shared);
+        if catch_unwind(AssertUnwindSafe(|| while self.step() {})).is_err() {
+            shared.poison("the thread that writes has panicked".into(), Vec::new());
+        }
+        shared.stop();
     }
 
     /// Waits for one batch and writes it; false at the end.
@@ -49,7 +53,10 @@ impl Writer {
         let Some(taken) = self.shared.next_batch(self.chain, unproven, spare, &mut self.gather) else {
             return false;
         };
-        match self.write(&taken.batch) {
+        self.shared.begins_to_write();
+        let written = self.write(&taken.batch);
+        self.shared.ends_writing();
+        match written {
             Ok((write, sync)) => {
                 self.complete(taken, write, sync);
                 true

@@ -1,6 +1,7 @@
 //! One running replica of a Raft group: written through, read from, reconfigured.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, 
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 use parking_lot::Mutex;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -37,6 +39,9 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 const CAUGHT_UP_LAG_MAX: u64 = 256;
 /// How long the replica that was asked to take over is given: it syncs the end of the log, and two votes.
 const TRANSFER_MAX: Duration = Duration::from_millis(100);
+/// How long a change of the members may take to be committed. One whose leader is deposed meanwhile, and left out by it, is
+/// never answered.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
 
 /// Why a write through Raft has no reply.
 #[derive(Debug, thiserror::Error)]
@@ -147,9 +152,11 @@ impl Group {
 
     /// The node that leads, if this one knows and can reach it.
     pub fn leader(&self) -> Option<u128> {
+        let may_lead_here = !self.gives_way();
         let metrics = self.metrics.borrow_watched();
         let node = leader_node(&metrics)?;
-        (node == self.node_id || self.liveness.is_linked(node)).then_some(node)
+        let is_known = if node == self.node_id { may_lead_here } else { self.liveness.is_linked(node) };
+        is_known.then_some(node)
     }
 
     /// Whether this replica leads, and can have something committed.
@@ -314,8 +321,8 @@ impl Group {
     pub async fn add_learners(&self, learners: &Members) -> Result<(), MembershipError> {
         for (replica, node_id) in learners {
             self.renew_lease().await;
-            let added = self.raft.add_learner(*replica, Host { node_id: *node_id }, false).await;
-            added.map_err(|e| MembershipError(e.to_string()))?;
+            let added = self.raft.add_learner(*replica, Host { node_id: *node_id }, false);
+            committed(added).await?;
         }
         Ok(())
     }
@@ -368,7 +375,12 @@ impl Group {
     /// Whether this replica leads and means to go on. One that asked another to take over no longer claims to lead, so
     /// that if the other does not, the replicas elect.
     pub(crate) fn claims_lead(&self) -> bool {
-        self.is_leader() && self.handed_over_at().is_none()
+        self.is_leader() && self.handed_over_at().is_none() && !self.gives_way()
+    }
+
+    /// Whether another voter should lead, as this node's disk takes nothing.
+    fn gives_way(&self) -> bool {
+        self.log.disk_hangs() && !self.is_sole_voter()
     }
 
     /// Whether this replica leads, and another that it asked to take over may be about to.
@@ -457,8 +469,15 @@ impl Group {
         keep_removed_voters: bool,
     ) -> Result<(), MembershipError> {
         self.renew_lease().await;
-        let changed = self.raft.change_membership(change, keep_removed_voters).await;
-        changed.map(drop).map_err(|e| MembershipError(e.to_string()))
+        committed(self.raft.change_membership(change, keep_removed_voters)).await
+    }
+}
+
+/// The end of a change of the members, unless that takes too long.
+async fn committed<T, E: Display>(change: impl Future<Output = Result<T, E>>) -> Result<(), MembershipError> {
+    match timeout(CHANGE_MAX, change).await {
+        Ok(changed) => changed.map(drop).map_err(|error| MembershipError(error.to_string())),
+        Err(_) => Err(MembershipError("the change was not committed in time".into())),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::liveness::{ELECTION_TIMEOUT, HEARTBEAT, Liveness};
 use super::slots::Slots;
@@ -50,6 +51,7 @@ impl Heartbeats {
     pub(crate) async fn serve(self: Arc<Self>, peers: Peers, stop: CancellationToken) {
         let mut links = peers.links();
         let mut linked = BTreeSet::new();
+        let mut hung = false;
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -71,7 +73,10 @@ impl Heartbeats {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = links.changed() => if changed.is_err() { return },
-                _ = ticks.tick() => linked.iter().for_each(|(node, _)| self.send(&peers, *node)),
+                _ = ticks.tick() => {
+                    self.log_change_of_disk(&mut hung);
+                    linked.iter().for_each(|(node, _)| self.send(&peers, *node));
+                }
             }
         }
     }
@@ -97,8 +102,17 @@ impl Heartbeats {
         }
     }
 
+    fn log_change_of_disk(&self, hung: &mut bool) {
+        match (std::mem::replace(hung, self.journal.hangs()), *hung) {
+            (false, true) => warn!(event = "disk_hangs", "a write has not come back: others are to lead"),
+            (true, false) => info!(event = "disk_answers", "the write has come back"),
+            _ => {}
+        }
+    }
+
     fn encode(&self) -> Bytes {
-        let wants_none = self.leaving.load(Ordering::Relaxed) || !self.journal.has_space();
+        let leaving = self.leaving.load(Ordering::Relaxed);
+        let wants_none = leaving || !self.journal.has_space() || self.journal.hangs();
         let mut out = vec![VERSION, u8::from(wants_none) * LEAVING];
         for group in self.slots.running().filter(|group| group.claims_lead()) {
             out.extend_from_slice(&group.number().to_le_bytes());

@@ -90,9 +90,10 @@ impl Liveness {
         })
     }
 
-    /// Whether a node may be asked to lead: it answers, and is not about to stop.
+    /// Whether a node may be asked to lead: it answers, is heard, as a leader must be, and is not about to stop.
     pub(crate) fn may_lead(&self, node: u128) -> bool {
-        self.answers(node) && self.0.lock().get(&node).is_some_and(|peer| !peer.leaving)
+        let is_heard = |peer: &Peer| peer.heard.is_some_and(|heard| heard.elapsed() < ELECTION_TIMEOUT);
+        self.answers(node) && self.0.lock().get(&node).is_some_and(|peer| is_heard(peer) && !peer.leaving)
     }
 
     /// When a node was last heard, and whether it then said that it leads the group in this term.
@@ -273,6 +274,17 @@ mod tests {
         rig.claim_at(4_000);
         let due = (0..4_100).step_by(100).find(|ms| rig.due_at(*ms));
         assert!(due.is_some());
+    }
+
+    #[test]
+    fn who_answers_but_is_not_heard_cannot_lead() {
+        let rig = Rig::new(0);
+        rig.liveness.answered(LEADER, Instant::now());
+        assert!(rig.liveness.answers(LEADER) && !rig.liveness.may_lead(LEADER));
+        rig.claim_at(0);
+        assert!(rig.liveness.may_lead(LEADER));
+        rig.liveness.heard(LEADER, 1, true, HashMap::new(), rig.start);
+        assert!(!rig.liveness.may_lead(LEADER));
     }
 
     #[test]

@@ -21,11 +21,11 @@ use super::image::ImageState;
 use super::log_reader::LogReader;
 use super::rpc::ENTRY_OVERHEAD_BYTES;
 use super::types::{Entry, Host, LogId, Membership, Proposal, ReplicaId, TypeConfig, Vote};
-use crate::journal::{Class, Completion, Draft, FrameKind, Journal, Position};
+use crate::journal::{Class, Completion, Draft, FRAME_HEADER_BYTES, FrameKind, Journal, Position};
 
 /// Entries that openraft hands over together are cut into appends of about this many bytes, since one append must
 /// fit into a segment.
-const APPEND_BYTES_MAX: usize = 4 << 20;
+const APPEND_BYTES_MAX: u64 = 4 << 20;
 
 /// The log of one group. Clones share it: openraft's writer, its readers and the state machine.
 #[derive(Clone)]
@@ -244,6 +244,11 @@ impl LogStore {
         Self { group, journal, state: Arc::new(Mutex::new(recovered)) }
     }
 
+    /// Whether the disk has not taken what it was given for so long that nobody should wait for it.
+    pub(crate) fn disk_hangs(&self) -> bool {
+        self.journal.hangs()
+    }
+
     /// A look at the log's state under its lock.
     pub(crate) fn with<T>(&self, f: impl FnOnce(&GroupLog) -> T) -> T {
         f(&self.state.lock())
@@ -457,10 +462,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         while entries.peek().is_some() {
             let mut bytes = 0;
             let mut batch = Vec::new();
-            while let Some(entry) =
-                entries.next_if(|e| batch.is_empty() || bytes + e.body.len() <= APPEND_BYTES_MAX)
-            {
-                bytes += entry.body.len();
+            let room = self.journal.append_bytes_max().min(APPEND_BYTES_MAX);
+            while let Some(entry) = entries.next_if(|e| batch.is_empty() || bytes + e.disk_bytes() <= room) {
+                bytes += entry.disk_bytes();
                 batch.push(entry);
             }
             let done = match entries.peek() {
@@ -505,6 +509,10 @@ struct Encoded {
 }
 
 impl Encoded {
+    fn disk_bytes(&self) -> u64 {
+        (FRAME_HEADER_BYTES + ENTRY_HEADER_BYTES + self.body.len()) as u64
+    }
+
     fn new(entry: Entry) -> Self {
         let (kind, body) = match &entry.payload {
             EntryPayload::Blank => (EntryKind::Blank, Bytes::new()),

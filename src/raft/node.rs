@@ -237,6 +237,11 @@ impl Node {
         self.journal.has_space()
     }
 
+    /// Whether the disk has not taken what it was given for so long that others should lead.
+    pub fn disk_hangs(&self) -> bool {
+        self.journal.hangs()
+    }
+
     /// Writes a checkpoint now, unless the node has failed; failing at it stops the node.
     pub async fn checkpoint(&self) {
         if !self.failure.is_raised() {

@@ -16,6 +16,8 @@ pub(super) trait Local: Send + Sync + 'static {
     fn metrics(&self) -> &Metrics;
     /// Whether there is disk space for appends.
     fn has_space(&self) -> bool;
+    /// Whether the disk has not taken what it was given for so long that others should lead.
+    fn disk_hangs(&self) -> bool;
     /// The replica of a group, if it is hosted here and running.
     fn replica(&self, group: u16) -> Option<Arc<dyn Replica>>;
     fn hosted(&self) -> Vec<Arc<dyn Replica>>;

@@ -24,6 +24,10 @@ impl Local for Node {
         Node::has_space(self)
     }
 
+    fn disk_hangs(&self) -> bool {
+        Node::disk_hangs(self)
+    }
+
     fn replica(&self, group: u16) -> Option<Arc<dyn Replica>> {
         Some(self.group(group)?)
     }

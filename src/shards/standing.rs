@@ -31,6 +31,9 @@ impl Shards {
         if !attached.local.has_space() {
             return Readiness::Degraded("no disk space is left for appends".into());
         }
+        if attached.local.disk_hangs() {
+            return Readiness::Degraded("the disk takes no writes, and reports no error".into());
+        }
         let was_ready = self.0.was_ready.load(Ordering::Relaxed);
         let share = || self.0.lacking_share.get().filter(|_| !was_ready).and_then(|lacking| lacking());
         match share().or_else(|| attached.lack()) {

@@ -2,6 +2,7 @@
 
 use crate::rng::Rng;
 use crate::support::cluster::Cluster;
+use crate::support::faults::Injected;
 use reqwest::Method;
 use serde_json::Value;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub(crate) enum Fault {
     /// Its wall clock is wrong by so many seconds.
     ClockJump(Target, i64),
     FillDisk(Target),
+    /// Its syncs do not return.
+    HangDisk(Target),
     /// Each node in turn is asked to stop and started again.
     RollingRestart,
     /// This node is asked to stop and started again as the next version.
@@ -71,6 +74,8 @@ pub(crate) struct Nemesis {
     /// The group whose leader is meant.
     pub(crate) group: u16,
     pub(crate) rng: Rng,
+    /// What hangs a node's disk.
+    pub(crate) injected: Option<Injected>,
 }
 
 impl Nemesis {
@@ -103,6 +108,11 @@ impl Nemesis {
                 self.cluster.wait_unready(node).await;
                 node
             }
+            Fault::HangDisk(target) => {
+                let node = self.choose(target).await;
+                self.injected = Some(tokio::task::block_in_place(|| self.cluster.hang_disk(node)));
+                node
+            }
             Fault::RollingRestart => {
                 self.restart_each();
                 0
@@ -129,6 +139,7 @@ impl Nemesis {
             }
             Fault::ClockJump(..) => clock(&mut self.cluster, node, 0),
             Fault::FillDisk(_) => self.cluster.empty_disk(node),
+            Fault::HangDisk(_) => self.injected = None,
             Fault::Upgrade(node) => {
                 let name = self.cluster.members[node].name.clone();
                 self.cluster.wait_view("upgraded", |view| protocol_of(view, &name) == Some((1, 2))).await;

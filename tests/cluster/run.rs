@@ -64,7 +64,8 @@ pub(crate) async fn run(seed: u64, plan: Plan) {
         client.create(id).await;
     }
     let load = Load::start(&cluster, ids, &rng);
-    let mut nemesis = Nemesis { cluster, group: group_of(&load.run.ids[0]), rng: rng.split(u64::MAX) };
+    let mut nemesis =
+        Nemesis { cluster, group: group_of(&load.run.ids[0]), rng: rng.split(u64::MAX), injected: None };
 
     let graceful = plan.faults.iter().all(|fault| matches!(fault, Fault::RollingRestart));
     let share = plan.operations / (plan.faults.len() + 1);

@@ -5,6 +5,7 @@ use crate::fault::{Fault, Target};
 use crate::run::{Plan, run, seed};
 use crate::support::cluster::Shape;
 use crate::support::cycles;
+use crate::support::faults::can_trace;
 
 /// Operations for each fault, and for the time before the first.
 const SHARE: usize = 400;
@@ -68,6 +69,14 @@ async fn clock_jumps() {
 async fn a_full_disk() {
     let faults = [Fault::FillDisk(Target::Leader), Fault::FillDisk(Target::Follower)];
     scenario("full-disk", Shape { disks: true, ..ON_LOOPBACK }, &faults).await;
+}
+
+/// Of a cloud's volume, say, that is gone without an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs() {
+    if can_trace() {
+        scenario("hung-disk", ON_LOOPBACK, &[Fault::HangDisk(Target::Leader)]).await;
+    }
 }
 
 /// Votes are synced: on such a disk they take most of the time that they are given.

@@ -5,7 +5,7 @@
 
 use super::client::Client;
 use super::clock::Clock;
-use super::faults::{SmallDisk, calls, can_trace, strace};
+use super::faults::{Injected, SmallDisk, calls, can_trace, strace};
 use super::netns::{self, Network};
 use super::ports::free_port;
 use super::process::{Node, Process, START_MAX, StartError};
@@ -336,6 +336,11 @@ impl Cluster {
         while disk.free_bytes() > DISK_RESERVE_BYTES / 2 {
             filler.write_all(&piece).expect("there is more than half of the reserve");
         }
+    }
+
+    /// Has no sync of a node return, until what is returned ends.
+    pub(crate) fn hang_disk(&self, index: usize) -> Injected {
+        Injected::into(self.running(index), calls::SYNC, "delay_enter=600000000")
     }
 
     pub(crate) fn empty_disk(&self, index: usize) {

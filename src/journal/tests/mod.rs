@@ -24,6 +24,7 @@ pub(super) fn options() -> Options {
         reserve_bytes: 0,
         idle_delay: Duration::from_secs(3600),
         space_interval: Duration::from_millis(5),
+        hangs_after: Duration::from_millis(100),
         ..Options::new(NODE)
     }
 }

@@ -176,6 +176,21 @@ async fn lazy_frames_wait_for_company_a_waiter_or_idleness() {
 }
 
 #[tokio::test]
+async fn a_disk_that_does_not_come_back_hangs() {
+    let (sim, disk) = sim();
+    let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();
+    append_synced(&journal, 0, b"taken").await;
+    assert!(!journal.hangs());
+    let held = sim.hold_syncs();
+    let (done, synced) = completion();
+    journal.append(Class::Essential, &[entry(&[b"held"])], done).await.unwrap();
+    eventually("the disk hangs", || journal.hangs());
+    drop(held);
+    synced.await.unwrap().unwrap();
+    eventually("the disk answers", || !journal.hangs());
+}
+
+#[tokio::test]
 async fn lazy_frames_at_the_end_of_a_segment_do_not_hold_up_the_first_append_of_the_next() {
     let (sim, disk) = sim();
     let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();

@@ -198,6 +198,10 @@ impl Local for FakeLocal {
         !*self.full.read()
     }
 
+    fn disk_hangs(&self) -> bool {
+        false
+    }
+
     fn replica(&self, group: u16) -> Option<Arc<dyn Replica>> {
         Some(self.replicas.read().get(&group)?.clone())
     }
