@@ -206,9 +206,10 @@ async fn arrival(
     mut seen: u64,
 ) -> Result<Option<EventPage>, ApiError> {
     let mut watcher = shards.watch(id)?;
-    let local = ReadOptions { consistency: Consistency::Local, min_version: None };
     loop {
         watcher.beyond(seen).await;
+        // What answers may be another node than before, which must not take the poll back to where it lags.
+        let local = ReadOptions { consistency: Consistency::Local, min_version: Some(seen) };
         let Some(page) = shards.events(id, query.clone(), local).await? else { return Ok(None) };
         if !is_awaited(&page) {
             return Ok(Some(page));

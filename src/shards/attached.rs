@@ -44,7 +44,7 @@ pub(super) struct Attached {
     pub links: Arc<dyn Links>,
     pub indexes: Indexes,
     placement: watch::Receiver<Arc<Placement>>,
-    /// Who led a group that is not hosted here when it was last asked.
+    /// Who led a group that is not hosted here when it was last asked, or had then what another host lacked.
     remembered: Mutex<HashMap<u16, u128>>,
     /// Replicas whose state may answer reads: recovered from this node's files, or caught up since.
     readable: Marks,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::attached::Attached;
 use super::excerpt;
@@ -26,6 +26,8 @@ use crate::store::GroupStore;
 
 /// Longest wait for `min_version`.
 pub(super) const MIN_VERSION_WAIT: Duration = Duration::from_secs(5);
+/// How much of that one host elsewhere gets, before another is asked: that may have the version already.
+const HOST_WAIT: Duration = Duration::from_secs(1);
 
 /// Whatever a host has applied.
 const LOCAL: ReadOptions = ReadOptions { consistency: Consistency::Local, min_version: None };
@@ -102,14 +104,16 @@ impl Shards {
         }
     }
 
-    /// What happened after a version, in order, as far as fits `limit_bytes` (at least one change).
+    /// What happened after a version that there is, in order, as far as fits `limit_bytes` (at least one change).
     pub async fn changes(
         &self,
         id: &ConversationId,
         after_version: u64,
         limit_bytes: u64,
     ) -> Result<Option<ChangePage>, ReadError> {
-        match self.reach(id, LOCAL, Question::Changes { after_version, limit_bytes }).await? {
+        // A host that has not got as far could neither continue from there, nor tell of what comes next.
+        let options = ReadOptions { min_version: Some(after_version), ..LOCAL };
+        match self.reach(id, options, Question::Changes { after_version, limit_bytes }).await? {
             Reached::Here(store) => here::changes(&store, &self.0.cold, id, after_version, limit_bytes).await,
             Reached::Answer(ReadAnswer::Changes(page)) => Ok(Some(page.into())),
             Reached::Answer(other) => other.no_value(),
@@ -154,6 +158,7 @@ impl Shards {
         let linearizable = options.consistency == Consistency::Linearizable;
         // A linearizable read knows of every creation, which is version 0: there is nothing to wait for.
         let min_version = options.min_version.filter(|version| !linearizable || *version > 0);
+        let patience_ends = Instant::now() + MIN_VERSION_WAIT;
         let mut call = None;
         loop {
             let missed = match attached.readable(group) {
@@ -164,7 +169,7 @@ impl Shards {
                     };
                     match fresh {
                         Ok(()) => {
-                            await_version(replica.store(), id, min_version).await?;
+                            await_version(replica.store(), id, min_version, MIN_VERSION_WAIT).await?;
                             return Ok(Reached::Here(replica.store().clone()));
                         }
                         Err(missed) => missed,
@@ -175,9 +180,18 @@ impl Shards {
                         id: id.as_str().to_owned(),
                         linearizable,
                         min_version,
+                        wait_ms: None,
                         question: question.clone(),
                     });
+                    // Of a leader it is the last word that it is behind: nobody else can be further.
+                    if min_version.is_some() && !linearizable {
+                        let patience = patience_ends.saturating_duration_since(Instant::now());
+                        call.wait_ms = Some(patience.min(HOST_WAIT).as_millis() as u64);
+                    }
                     match attached.ask(call, group, &mut search, &deadline).await {
+                        Ok(ReadAnswer::Behind(why)) if !linearizable && Instant::now() < patience_ends => {
+                            Missed::new(why)
+                        }
                         Ok(answer) => return Ok(Reached::Answer(answer)),
                         Err(missed) => missed,
                     }
@@ -221,8 +235,11 @@ impl Attached {
             }),
             Ok(ReadAnswer::Unavailable(why)) => Err(Missed::new(why)),
             Ok(answer) => {
-                if call.linearizable {
-                    self.remember_leader(group, Some(node));
+                match &answer {
+                    ReadAnswer::Behind(_) => {}
+                    _ if call.linearizable => self.remember_leader(group, Some(node)),
+                    _ if call.min_version.is_some() => search.found_at(node),
+                    _ => {}
                 }
                 Ok(answer)
             }
@@ -239,6 +256,7 @@ pub(super) async fn await_version(
     store: &Arc<GroupStore>,
     id: &ConversationId,
     wanted: Option<u64>,
+    wait: Duration,
 ) -> Result<(), ReadError> {
     let Some(wanted) = wanted else { return Ok(()) };
     let is_reached =
@@ -256,10 +274,8 @@ pub(super) async fn await_version(
         }
         Ok::<_, ReadError>(true)
     };
-    match timeout(MIN_VERSION_WAIT, reached).await.unwrap_or(Ok(false))? {
+    match timeout(wait, reached).await.unwrap_or(Ok(false))? {
         true => Ok(()),
-        false => Err(ReadError::Unavailable(format!(
-            "version {wanted} was not reached within {MIN_VERSION_WAIT:?}"
-        ))),
+        false => Err(ReadError::Unavailable(format!("version {wanted} was not reached within {wait:?}"))),
     }
 }

@@ -43,12 +43,17 @@ pub(super) fn to_leader(known: &Known<'_>, is_up: impl Fn(u128) -> bool) -> Rout
     }
 }
 
-/// The way to some host other than this node.
+/// The way to some host other than this node: first to the leader of the hint, which has all that was acknowledged, then to
+/// one after the other. The hint has to stay the same from one attempt to the next.
 pub(super) fn to_any_host(known: &Known<'_>, is_up: impl Fn(u128) -> bool) -> Route {
-    let live = || known.hosts.iter().filter(|node| **node != known.here && is_up(**node));
+    let live = || known.hosts.iter().copied().filter(|node| *node != known.here && is_up(*node));
+    let leader = live().find(|node| Some(*node) == known.hint);
+    let others = live().filter(|node| Some(*node) != leader);
     match live().count() {
         0 => Route::Nowhere,
-        count => live().nth(known.attempt % count).map_or(Route::Nowhere, |node| Route::To(*node)),
+        count => {
+            leader.into_iter().chain(others).nth(known.attempt % count).map_or(Route::Nowhere, Route::To)
+        }
     }
 }
 
@@ -91,5 +96,13 @@ mod tests {
         assert_eq!(routes, [Route::To(2), Route::To(3), Route::To(2)]);
         assert_eq!(to_any_host(&known(None, None, 0), |node| node == 3), Route::To(3));
         assert_eq!(to_any_host(&Known { hosts: &[], ..known(None, None, 0) }, all_up), Route::Nowhere);
+    }
+
+    #[test]
+    fn the_host_that_leads_is_tried_first() {
+        let routes = [0, 1, 2].map(|attempt| to_any_host(&known(None, Some(3), attempt), all_up));
+        assert_eq!(routes, [Route::To(3), Route::To(2), Route::To(3)]);
+        assert_eq!(to_any_host(&known(None, Some(3), 0), |node| node != 3), Route::To(2));
+        assert_eq!(to_any_host(&known(None, Some(9), 0), all_up), Route::To(2), "hosts it no more");
     }
 }

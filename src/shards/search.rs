@@ -42,6 +42,8 @@ pub(super) struct Search<'a> {
     attached: &'a Attached,
     group: u16,
     hint: Option<u128>,
+    /// Who was remembered to lead when the search began.
+    first: Option<u128>,
     /// The last attempt followed a hint: the next one waits, so that two nodes cannot play ball with a request.
     followed: bool,
     attempt: usize,
@@ -52,18 +54,30 @@ pub(super) struct Search<'a> {
 
 impl<'a> Search<'a> {
     pub(super) fn new(attached: &'a Attached, group: u16) -> Self {
-        Self { attached, group, hint: None, followed: false, attempt: 0, pause: PAUSE_MIN, known: None }
+        let first = attached.remembered_leader(group);
+        Self {
+            attached,
+            group,
+            hint: None,
+            first,
+            followed: false,
+            attempt: 0,
+            pause: PAUSE_MIN,
+            known: None,
+        }
     }
 
     /// Where the leader is to be found now.
     pub(super) fn leader(&mut self) -> Route {
-        let hint = self.hint.take();
+        let is_hosted_here = self.attached.local.replica(self.group).is_some();
+        let remembered = || self.attached.remembered_leader(self.group).filter(|_| !is_hosted_here);
+        let hint = self.hint.take().or_else(remembered);
         self.decide(hint, |known, is_up| to_leader(known, is_up))
     }
 
     /// Where another host is to be found now.
     pub(super) fn host(&mut self) -> Route {
-        self.decide(None, |known, is_up| to_any_host(known, is_up))
+        self.decide(self.first, |known, is_up| to_any_host(known, is_up))
     }
 
     fn decide(
@@ -74,12 +88,10 @@ impl<'a> Search<'a> {
         let replica = self.attached.local.replica(self.group).map(|replica| replica.leader());
         self.known = replica.flatten();
         let placement: Arc<Placement> = self.attached.placement();
-        let remembered =
-            || if replica.is_none() { self.attached.remembered_leader(self.group) } else { None };
         let known = Known {
             here: self.attached.local.node_id(),
             replica,
-            hint: hint.or_else(remembered),
+            hint,
             hosts: placement.hosts(self.group),
             attempt: self.attempt,
         };
@@ -89,6 +101,13 @@ impl<'a> Search<'a> {
     /// Counts an attempt that failed; for callers that have their own idea of when to make the next.
     pub(super) fn failed(&mut self) {
         self.attempt += 1;
+    }
+
+    /// Notes the host that has what another one lacked: the next search begins there.
+    pub(super) fn found_at(&self, node: u128) {
+        if self.attempt > 0 {
+            self.attached.remember_leader(self.group, Some(node));
+        }
     }
 
     /// Waits until another attempt is worthwhile; false once it is too late for one. `hint` is who leads the group

@@ -82,8 +82,8 @@ impl Watcher {
                 News::None if attached.readable(group).is_some() => {}
                 News::None => {
                     self.version = None;
-                    // Back to the host that reads go to: another one may be cut off from the leader.
-                    search = Search::new(attached, group);
+                    // This host may be cut off from the leader: the next one may have news.
+                    search.failed();
                 }
                 News::Failed => {
                     self.version = None;
@@ -112,7 +112,12 @@ impl Attached {
         let body = vec![wire::encode(&call)];
         let answer = self.links.call(node, Method::WaitBeyond, body, WAIT_MAX + WAIT_GRACE).await;
         match answer.ok().and_then(|answer| wire::decode::<u64>(&answer).ok()) {
-            Some(version) if version > seen => News::Perhaps,
+            Some(version) if version > seen => {
+                search.found_at(node);
+                News::Perhaps
+            }
+            // It lags, and may for long.
+            Some(version) if version < seen => News::Failed,
             Some(_) => News::None,
             None => News::Failed,
         }

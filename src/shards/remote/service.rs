@@ -18,7 +18,7 @@ use crate::shards::fresh::Missed;
 use crate::shards::indexes::INDEX_CALL_MAX;
 use crate::shards::links::Method;
 use crate::shards::placement::{GROUPS, META_GROUP, group_of};
-use crate::shards::read::await_version;
+use crate::shards::read::{MIN_VERSION_WAIT, await_version};
 use crate::shards::search::Deadline;
 use crate::shards::watcher::WAIT_MAX;
 use crate::shards::{InFlight, ReadError, STARTING, Shards, excerpt, here, history};
@@ -134,7 +134,8 @@ impl Shards {
                 ReadIndex::Failed(why) => return Err(ReadError::Unavailable(why)),
             }
         }
-        match await_version(store, &id, call.min_version).await {
+        let wait = call.wait_ms.map_or(MIN_VERSION_WAIT, Duration::from_millis).min(MIN_VERSION_WAIT);
+        match await_version(store, &id, call.min_version, wait).await {
             Err(ReadError::Unavailable(why)) => return Ok(ReadAnswer::Behind(why)),
             reached => reached?,
         }

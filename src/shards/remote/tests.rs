@@ -59,8 +59,13 @@ fn encodings_are_what_they_were() {
     assert_eq!(hex(&codec::indexes(&indexes)), bytes);
     let numbers = [Method::ForwardWrite, Method::ReadIndex, Method::Read, Method::WaitBeyond, Method::List];
     assert_eq!(numbers.map(|method| method as u16), [16, 17, 18, 19, 20]);
-    let call =
-        ReadCall { id: "a".into(), linearizable: true, min_version: None, question: Question::Version };
+    let call = ReadCall {
+        id: "a".into(),
+        linearizable: true,
+        min_version: None,
+        wait_ms: None,
+        question: Question::Version,
+    };
     let map = "84a26964a161ac6c696e656172697a61626c65c3ab6d696e5f76657273696f6ec0a87175657374696f6ea756657273696f6e";
     assert_eq!(hex(&encode(&call)), map);
     assert_eq!(hex(&encode(&Node::from(1u128 << 64 | 2))), "920102");
@@ -301,9 +306,10 @@ proptest! {
 
     #[test]
     fn reads_survive_the_way(
-        id in ".{0,20}", linearizable: bool, min_version: Option<u64>, question in question(), answer in answer(),
+        id in ".{0,20}", linearizable: bool, min_version: Option<u64>, wait_ms: Option<u64>,
+        question in question(), answer in answer(),
     ) {
-        survives(&ReadCall { id, linearizable, min_version, question });
+        survives(&ReadCall { id, linearizable, min_version, wait_ms, question });
         survives(&answer);
     }
 

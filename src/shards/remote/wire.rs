@@ -16,6 +16,9 @@ pub(crate) struct ReadCall {
     /// Else whatever the node has applied.
     pub linearizable: bool,
     pub min_version: Option<u64>,
+    /// How long to wait for that; five seconds unless said, and by nodes that do not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
     pub question: Question,
 }
 

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::fake::{CallFault, Cluster, FRESH, LOCAL, id};
 use crate::conversation::{Status, WindowQuery};
 use crate::shards::links::Method;
 use crate::shards::placement::{Placement, group_of};
+use crate::shards::read::MIN_VERSION_WAIT;
 use crate::shards::{EventsQuery, ReadError, ReadOptions, Readiness};
 
 fn page() -> EventsQuery {
@@ -126,10 +129,41 @@ async fn what_does_not_exist_does_not_exist_elsewhere_either() {
     let query = WindowQuery { at_version: Some(9), ..WindowQuery::default() };
     let window = cluster.node(4).window(&chat, query, FRESH).await;
     assert!(matches!(window, Err(ReadError::VersionInFuture { requested: 9, current: 0 })), "{window:?}");
+    assert_eq!(cluster.net.calls(Method::Read), 2);
     let behind = ReadOptions { min_version: Some(9), ..LOCAL };
+    let asked = Instant::now();
     let version = cluster.node(4).version(&chat, behind).await;
     assert!(matches!(version, Err(ReadError::Unavailable(_))), "{version:?}");
-    assert_eq!(cluster.net.calls(Method::Read), 3);
+    assert!(asked.elapsed() < MIN_VERSION_WAIT + Duration::from_millis(500), "{:?}", asked.elapsed());
+    assert!(cluster.net.calls(Method::Read) <= 2 + 6, "each host has a second");
+}
+
+/// A host that is back after a while, or merely slow, is no reason to fail: the leader has what was acknowledged.
+#[tokio::test(start_paused = true)]
+async fn what_a_host_lacks_another_one_has() {
+    let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+    // The preferred host has applied nothing of it.
+    cluster.group(&id).is_led_by(2);
+    cluster.create(&id).await;
+    cluster.say(2, &id, "hello").await.unwrap();
+    let far = cluster.node(4);
+    let at_1 = ReadOptions { min_version: Some(1), ..LOCAL };
+    let asked = Instant::now();
+    let changes = far.changes(&id, 0, 1 << 20).await.unwrap().unwrap();
+    assert_eq!((changes.changes.len(), changes.version), (1, 1));
+    assert!(far.usage(&id, 1).await.unwrap().is_some());
+    let events = far.events(&id, page(), at_1).await.unwrap().unwrap();
+    assert_eq!(events.events.len(), 1);
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "{:?}: what was found out is remembered",
+        asked.elapsed()
+    );
+    // Nor is the lagging host asked once it is known who leads.
+    far.describe(&id, FRESH).await.unwrap().unwrap();
+    let calls = cluster.net.calls(Method::Read);
+    far.changes(&id, 1, 1 << 20).await.unwrap().unwrap();
+    assert_eq!(cluster.net.calls(Method::Read) - calls, 1);
 }
 
 /// An empty replica that is being filled must not claim that a conversation does not exist.

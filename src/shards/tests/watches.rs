@@ -65,6 +65,27 @@ async fn a_host_that_goes_away_is_replaced() {
     assert_eq!(seen, [1, 2]);
 }
 
+/// Neither a host that lags behind what is known already, nor one that is cut off from the leader.
+#[tokio::test(start_paused = true)]
+async fn no_single_host_keeps_a_watcher_in_the_dark() {
+    for applied_by_1 in [0, 1] {
+        let (cluster, id) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+        cluster.group(&id).is_led_by(2);
+        cluster.create(&id).await;
+        if applied_by_1 == 1 {
+            cluster.replica(1, &id).apply_all();
+        }
+        let write = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            cluster.say(2, &id, "one").await.unwrap();
+            cluster.say(2, &id, "two").await.unwrap();
+        };
+        let follow = timeout(Duration::from_secs(25), follow(cluster.node(4), &id, 2));
+        let (seen, ()) = tokio::join!(follow, write);
+        assert_eq!(seen.unwrap(), [1, 2], "{applied_by_1}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watcher_follows_its_group() {
     let (cluster, id) = (Cluster::new(2, |_| vec![1, 2]), id("chat"));
