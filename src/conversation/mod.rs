@@ -54,7 +54,8 @@ pub use state::{
 };
 pub use trims::{MAX_TRIMS, Standing, Trim, Trims};
 pub use window::{
-    Edit, LeftOut, PartEdit, PlanError, PlannedMessage, Reason, Segment, WindowPlan, WindowQuery, plan_window,
+    Edit, LeftOut, PartEdit, PlanError, PlannedMessage, Reason, Segment, WindowPlan, WindowQuery, plan_usage,
+    plan_window,
 };
 
 #[cfg(test)]

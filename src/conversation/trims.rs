@@ -146,10 +146,12 @@ impl Conversation {
 
     /// The oldest message that the window shows by its own bytes, the leading system message apart.
     fn first_shown(&self, id: &ConversationId, history: &dyn History) -> Result<u64, HistoryError> {
-        let plan = match plan_window(self, id, history, &WindowQuery::default()) {
+        let plan = match plan_window(self, id, history, &WindowQuery::default(), u64::MAX) {
             Ok(plan) => plan,
             Err(PlanError::History(error)) => return Err(error),
-            Err(PlanError::VersionInFuture { .. }) => unreachable!("the window as it is now"),
+            Err(PlanError::VersionInFuture { .. } | PlanError::TooManyMessages { .. }) => {
+                unreachable!("the window as it is now, whatever its size")
+            }
         };
         let kept_apart = |seq: u64| seq == 1 && self.leading_system.is_some();
         let own = plan.messages.iter().filter(|message| message.to_seq.is_none() && !kept_apart(message.seq));

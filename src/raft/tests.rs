@@ -250,7 +250,7 @@ pub(super) fn dump(store: &GroupStore, n: usize) -> String {
         };
         let events = plan_events(c, &id, history, &range).unwrap();
         let query = crate::conversation::WindowQuery { budget_tokens: None, at_version: None, explain: true };
-        let window = crate::conversation::plan_window(c, &id, history, &query).unwrap();
+        let window = crate::conversation::plan_window(c, &id, history, &query, u64::MAX).unwrap();
         let window: Vec<_> = window.messages.iter().map(|m| (m.seq, m.to_seq, m.token_count)).collect();
         (format!("{:?} {:?} {window:?}", c.describe(), c.standing()), events)
     });

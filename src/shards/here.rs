@@ -10,7 +10,7 @@ use super::{
 };
 use crate::conversation::{
     self, ConversationId, Description, Edit, EventRange, EventRef, HistoryError, Location, PlanError,
-    StreamItem, StreamKind, WindowQuery, changes_after, plan_events, plan_window,
+    StreamItem, StreamKind, WindowQuery, changes_after, plan_events, plan_usage, plan_window,
 };
 use crate::store::{GroupStore, Reading, StoreError};
 
@@ -41,6 +41,7 @@ impl From<PlanError> for ReadError {
     fn from(error: PlanError) -> Self {
         match error {
             PlanError::VersionInFuture { requested, current } => Self::VersionInFuture { requested, current },
+            error @ PlanError::TooManyMessages { .. } => Self::Internal(error.to_string()),
             PlanError::History(error) => Self::Internal(error.to_string()),
         }
     }
@@ -63,12 +64,14 @@ pub(super) async fn window(
     query: &WindowQuery,
 ) -> Result<Option<Window>, ReadError> {
     let reading = store.reading();
-    let Some(plan) = store.read(id, |c, history| plan_window(c, id, history, query))? else {
-        return Ok(None);
-    };
-    let plan = plan?;
-    let entries = (plan.messages.len() + plan.segments.len() + plan.left_out.len()) as u64;
     let bytes_max = cold.window_bytes_max();
+    let messages_max = bytes_max / WINDOW_ENTRY_BYTES;
+    let plan = match store.read(id, |c, history| plan_window(c, id, history, query, messages_max))? {
+        None => return Ok(None),
+        Some(Err(PlanError::TooManyMessages { .. })) => return Err(ReadError::WindowTooLarge { bytes_max }),
+        Some(plan) => plan?,
+    };
+    let entries = (plan.messages.len() + plan.segments.len() + plan.left_out.len()) as u64;
     let check = |bodies_bytes: u64| {
         let bytes = WINDOW_FRAME_BYTES + entries * WINDOW_ENTRY_BYTES + bodies_bytes;
         if bytes > bytes_max { Err(ReadError::WindowTooLarge { bytes_max }) } else { Ok(()) }
@@ -107,12 +110,11 @@ pub(super) async fn window(
 }
 
 pub(super) fn usage(store: &Store, id: &ConversationId, at_version: u64) -> Result<Option<Usage>, ReadError> {
-    let query = WindowQuery { at_version: Some(at_version), ..WindowQuery::default() };
-    let Some(plan) = store.read(id, |c, history| plan_window(c, id, history, &query))? else {
+    let Some(usage) = store.read(id, |c, history| plan_usage(c, id, history, at_version))? else {
         return Ok(None);
     };
-    let plan = plan?;
-    Ok(Some(Usage { used_tokens: plan.used_tokens, needs_compaction: plan.needs_compaction }))
+    let (used_tokens, needs_compaction) = usage?;
+    Ok(Some(Usage { used_tokens, needs_compaction }))
 }
 
 pub(super) async fn events(

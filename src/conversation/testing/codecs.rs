@@ -312,7 +312,7 @@ fn survive(bytes: &Bytes) {
     let history = Hostile { events, changes };
     for at_version in [None, Some(0), Some(conversation.version() / 2)] {
         let query = WindowQuery { at_version, explain: true, ..WindowQuery::default() };
-        let _ = plan_window(&conversation, &id(), &history, &query);
+        let _ = plan_window(&conversation, &id(), &history, &query, u64::MAX);
     }
     let _ = changes_after(&conversation, &id(), &history, 0, 500, u64::MAX);
     let _ = (conversation.describe(), conversation.heap_bytes(), conversation.encode());

@@ -1,6 +1,7 @@
 //! What the tests of the conversation core share: a store in memory, and a harness that applies commands the way a
 //! replica does, through their encoding, while it checks every record against its own.
 
+mod bounds;
 mod codecs;
 mod generate;
 mod golden;
@@ -143,7 +144,11 @@ impl Harness {
     }
 
     pub(super) fn window(&self, query: &WindowQuery) -> Result<WindowPlan, PlanError> {
-        plan_window(self.current(), &self.id, &self.store, query)
+        self.window_of(query, u64::MAX)
+    }
+
+    pub(super) fn window_of(&self, query: &WindowQuery, messages_max: u64) -> Result<WindowPlan, PlanError> {
+        plan_window(self.current(), &self.id, &self.store, query, messages_max)
     }
 }
 

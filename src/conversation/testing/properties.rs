@@ -243,6 +243,15 @@ impl Pair {
         assert_eq!(found, normalised(expected), "version {version}, budget {budget_tokens:?}");
         let unexplained = self.real.window(&WindowQuery { explain: false, ..query }).unwrap();
         assert_eq!(unexplained, WindowPlan { left_out: Vec::new(), ..plan.clone() });
+        let live = plan.messages.iter().filter(|message| message.to_seq.is_none()).count() as u64;
+        assert_eq!(self.real.window_of(&query, live).as_ref(), Ok(&plan));
+        if let Some(max) = live.checked_sub(1) {
+            assert_eq!(self.real.window_of(&query, max), Err(PlanError::TooManyMessages { max }));
+        }
+        if budget_tokens.is_none() {
+            let usage = plan_usage(self.real.current(), &self.real.id, &self.real.store, version);
+            assert_eq!(usage, Ok((plan.used_tokens, plan.needs_compaction)));
+        }
         plan
     }
 

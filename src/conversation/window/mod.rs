@@ -22,7 +22,7 @@ mod view;
 use self::assemble::assemble;
 use self::candidates::Candidates;
 use self::select::{Caps, Selection};
-use self::summaries::plan_summaries;
+use self::summaries::{PlannedSummary, plan_summaries};
 use self::view::View;
 use super::history::Events;
 use super::message::Location;
@@ -45,6 +45,8 @@ pub struct WindowQuery {
 pub enum PlanError {
     #[error("version {requested} lies in the future (current {current})")]
     VersionInFuture { requested: u64, current: u64 },
+    #[error("the window has more than {max} live messages")]
+    TooManyMessages { max: u64 },
     #[error(transparent)]
     History(#[from] HistoryError),
 }
@@ -150,30 +152,68 @@ impl Reason {
     }
 }
 
-/// Plans the window of a conversation.
+/// Plans the window of a conversation. One of more than `messages_max` live messages is refused as soon as that shows, not
+/// read to its end.
 pub fn plan_window(
     conversation: &Conversation,
     id: &ConversationId,
     history: &dyn History,
     query: &WindowQuery,
+    messages_max: u64,
 ) -> Result<WindowPlan, PlanError> {
     let view = View::at(query.at_version, conversation, id, history)?;
-    let budget = query.budget_tokens.unwrap_or(view.settings.token_budget);
-    let trigger = view.settings.trigger_tokens();
-    let bounds = view.settings.policy.strategy().bounds();
-    let max_tokens = bounds.max_tokens.unwrap_or(u64::MAX);
+    let mut planned = Planned::select(&view, conversation, id, history, query.budget_tokens, messages_max)?;
+    let Planned { summaries, selection, needs_compaction, .. } = planned;
+    Ok(assemble(&view, &mut planned.candidates, summaries, selection, needs_compaction, query.explain)?)
+}
 
-    let summaries = plan_summaries(&view)?;
-    let events = Events::new(conversation, id, history);
-    let mut candidates = Candidates::new(&view, events, conversation.leading_system.as_deref())?;
-    let unbudgeted = Caps { limit: bounds.limit, max_tokens, budget: u64::MAX };
-    let wanted = Selection::make(&mut candidates, &summaries, unbudgeted, budget.max(trigger))?;
-    let needs_compaction = wanted.tokens > budget.min(trigger);
-    let selection = if wanted.tokens <= budget {
-        wanted
-    } else {
-        Selection::make(&mut candidates, &summaries, Caps { budget, ..unbudgeted }, u64::MAX)?
-    };
-    debug_assert!(selection.tokens <= budget, "a window never exceeds its budget");
-    Ok(assemble(&view, &mut candidates, summaries, selection, needs_compaction, query.explain)?)
+/// The tokens of the window as of a version, and whether it needs compaction, however many messages it has: as
+/// [`plan_window`] says, but nothing is put together.
+pub fn plan_usage(
+    conversation: &Conversation,
+    id: &ConversationId,
+    history: &dyn History,
+    at_version: u64,
+) -> Result<(u64, bool), PlanError> {
+    let view = View::at(Some(at_version), conversation, id, history)?;
+    let planned = Planned::select(&view, conversation, id, history, None, u64::MAX)?;
+    Ok((planned.selection.tokens, planned.needs_compaction))
+}
+
+/// What is in a window, before it is put together.
+struct Planned<'a> {
+    candidates: Candidates<'a>,
+    summaries: Vec<PlannedSummary>,
+    selection: Selection,
+    needs_compaction: bool,
+}
+
+impl<'a> Planned<'a> {
+    fn select(
+        view: &'a View<'a>,
+        conversation: &'a Conversation,
+        id: &'a ConversationId,
+        history: &'a dyn History,
+        budget_tokens: Option<u64>,
+        messages_max: u64,
+    ) -> Result<Planned<'a>, PlanError> {
+        let budget = budget_tokens.unwrap_or(view.settings.token_budget);
+        let bounds = view.settings.policy.strategy().bounds();
+        let max_tokens = bounds.max_tokens.unwrap_or(u64::MAX);
+
+        let summaries = plan_summaries(view)?;
+        let events = Events::new(conversation, id, history);
+        let mut candidates = Candidates::new(view, events, conversation.leading_system.as_deref())?;
+        let unbudgeted = Caps { limit: bounds.limit, max_tokens, budget: u64::MAX, messages_max };
+        // Above the budget, the window is another one, and whatever else there would be, it needs compaction.
+        let wanted = Selection::make(&mut candidates, &summaries, unbudgeted, budget)?;
+        let needs_compaction = wanted.tokens > budget.min(view.settings.trigger_tokens());
+        let selection = if wanted.tokens <= budget {
+            wanted
+        } else {
+            Selection::make(&mut candidates, &summaries, Caps { budget, ..unbudgeted }, u64::MAX)?
+        };
+        debug_assert!(selection.tokens <= budget, "a window never exceeds its budget");
+        Ok(Planned { candidates, summaries, selection, needs_compaction })
+    }
 }

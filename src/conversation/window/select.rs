@@ -4,9 +4,9 @@
 //! summaries, newest first; the other messages from the newest back, until one does not fit. What could not fit into an
 //! empty window is passed over.
 
-use super::Reason;
 use super::candidates::Candidates;
 use super::summaries::PlannedSummary;
+use super::{PlanError, Reason};
 use crate::conversation::runs::HistoryError;
 
 /// What a selection may hold.
@@ -18,6 +18,8 @@ pub(super) struct Caps {
     pub(super) max_tokens: u64,
     /// `u64::MAX` to see what the policy would keep without a budget.
     pub(super) budget: u64,
+    /// Live messages that a window within the budget may have, or it is none.
+    pub(super) messages_max: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,7 +58,7 @@ impl Selection {
         summaries: &[PlannedSummary],
         caps: Caps,
         give_up_above: u64,
-    ) -> Result<Selection, HistoryError> {
+    ) -> Result<Selection, PlanError> {
         let mut selection = Selection {
             caps,
             tokens: 0,
@@ -83,9 +85,13 @@ impl Selection {
         candidates: &mut Candidates<'_>,
         summaries: &[PlannedSummary],
         give_up_above: u64,
-    ) -> Result<(), HistoryError> {
+    ) -> Result<(), PlanError> {
         let mut position = 0;
         while self.tokens <= give_up_above {
+            // Up to here the selection is the same with the budget as without one.
+            if self.messages > self.caps.messages_max {
+                return Err(PlanError::TooManyMessages { max: self.caps.messages_max });
+            }
             if self.messages >= self.caps.limit {
                 self.cut = Some(Reason::OverLimit);
                 return Ok(());
@@ -157,7 +163,7 @@ impl Selection {
     }
 
     fn room(&self, tokens: u64, messages: u64) -> Room {
-        let Caps { limit, max_tokens, budget } = self.caps;
+        let Caps { limit, max_tokens, budget, .. } = self.caps;
         let with_tokens = self.tokens.saturating_add(tokens);
         if tokens > budget {
             Room::Never(Reason::ExceedsBudget)
