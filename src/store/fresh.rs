@@ -144,6 +144,28 @@ impl<'a> Outside<'a> {
         }
     }
 
+    /// As [`History::change_run`], likewise.
+    pub(super) fn change_run_in_passing(
+        &self,
+        id: &ConversationId,
+        number: u64,
+    ) -> Result<Arc<ChangeRun>, HistoryError> {
+        match self.fresh_change_run(&(id.clone(), number)) {
+            Some(run) => Ok(run),
+            None => self.load_change_run(id, number),
+        }
+    }
+
+    fn fresh_change_run(&self, at: &(ConversationId, u64)) -> Option<Arc<ChangeRun>> {
+        self.layers().find_map(|layer| layer.changes.get(at)).cloned()
+    }
+
+    fn load_change_run(&self, id: &ConversationId, number: u64) -> Result<Arc<ChangeRun>, HistoryError> {
+        let key = keys::numbered(self.store.group, Kind::ChangeRun, id, number);
+        let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
+        Ok(Arc::new(ChangeRun::decode(bytes).map_err(|_| undecodable(&key))?))
+    }
+
     fn fresh_event_run(&self, at: &(ConversationId, u64)) -> Option<Arc<EventRun>> {
         self.layers().find_map(|layer| layer.events.get(at)).cloned()
     }
@@ -171,12 +193,15 @@ impl History for Outside<'_> {
 
     fn change_run(&self, id: &ConversationId, number: u64) -> Result<Arc<ChangeRun>, HistoryError> {
         let at = (id.clone(), number);
-        if let Some(run) = self.layers().find_map(|layer| layer.changes.get(&at)) {
-            return Ok(run.clone());
+        if let Some(run) = self.fresh_change_run(&at) {
+            return Ok(run);
         }
-        let key = keys::numbered(self.store.group, Kind::ChangeRun, id, number);
-        let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
-        Ok(Arc::new(ChangeRun::decode(bytes).map_err(|_| undecodable(&key))?))
+        if let Some(run) = self.store.shared.change_runs.get(&at) {
+            return Ok(run);
+        }
+        let run = self.load_change_run(id, number)?;
+        self.store.shared.change_runs.insert(at, run.clone());
+        Ok(run)
     }
 }
 
@@ -215,4 +240,31 @@ fn missing(key: &[u8]) -> HistoryError {
 
 fn undecodable(key: &[u8]) -> HistoryError {
     HistoryError::Storage(format!("index record {} is undecodable", value::printable(key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conversation::Action;
+    use crate::store::testing::{Fixture, id};
+
+    /// What a stream says of each change of settings looks at all changes before it.
+    #[test]
+    fn runs_of_changes_are_read_from_the_index_once() {
+        let mut fixture = Fixture::new(0);
+        fixture.put(0);
+        for budget in 1..=300 {
+            let token_budget = Some(budget);
+            let action = Action::Put { token_budget, trigger_ratio: None, policy: None, metadata: None };
+            fixture.command("c0", action);
+        }
+        assert!(fixture.store.checkpoint().unwrap());
+        let run = || fixture.store.with_outside(|outside| outside.change_run(&id("c0"), 1)).unwrap();
+        let first = run();
+        assert!(Arc::ptr_eq(&first, &run()));
+        let passing = fixture.store.with_outside(|outside| outside.change_run_in_passing(&id("c0"), 1));
+        assert_eq!(passing.unwrap(), first);
+        fixture.store.reset().unwrap();
+        assert!(fixture.store.with_outside(|outside| outside.change_run(&id("c0"), 1)).is_err());
+    }
 }

@@ -391,6 +391,7 @@ impl GroupStore {
         *inner = Inner { verified: true, retired: inner.retired, ..Inner::default() };
         // Runs are found by conversation, whichever replica they are of.
         self.shared.event_runs.clear();
+        self.shared.change_runs.clear();
         self.clear_index()
     }
 

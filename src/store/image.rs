@@ -15,7 +15,7 @@ use super::StoreError;
 use super::fresh::Outside;
 use super::group::{GroupStore, Inner};
 use super::transfer::{Block, KEYS_PER_BLOCK, VisitLocations, by_block};
-use crate::conversation::{ChangeRun, ConversationId, EVENT_RUN, EventRun, FrameLocation, History, Location};
+use crate::conversation::{ChangeRun, ConversationId, EVENT_RUN, EventRun, FrameLocation, Location};
 
 /// Message bytes collected into one block; a larger message is a block of its own.
 const BODIES_BLOCK_BYTES: usize = if cfg!(test) { 4 << 10 } else { 256 << 10 };
@@ -125,7 +125,7 @@ impl GroupStore {
         floor: u32,
         write: Write<'_>,
     ) -> Result<ChangeRun, StoreError> {
-        let run = self.with_outside(|outside| outside.change_run(id, number))?;
+        let run = self.with_outside(|outside| outside.change_run_in_passing(id, number))?;
         let mut run = ChangeRun::clone(&run);
         let moves = self.copy_up(floor, &mut |visit| run.visit_locations(visit), write)?;
         if moves.is_empty() {
@@ -135,6 +135,7 @@ impl GroupStore {
         let mut inner = self.lock_readable()?;
         inner.fresh.replace_change_run(id, run.clone());
         inner.meta_dirty = true;
+        self.shared.change_runs.remove(&(id.clone(), number));
         Ok(run)
     }
 

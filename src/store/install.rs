@@ -187,6 +187,7 @@ impl Importer<'_> {
                 let mut run = ChangeRun::decode(run).map_err(|_| bad())?;
                 self.relocate(&mut |visit| run.visit_locations(visit))?;
                 self.not_again(&id)?;
+                self.store.shared.change_runs.remove(&(id.clone(), run.number()));
                 self.writer.put(&keys::numbered(group, Kind::ChangeRun, &id, run.number()), &run.encode())?;
             }
             Block::Keys { id, records } => {

@@ -41,7 +41,7 @@ pub(crate) use self::readers::{Readers, Reading};
 pub(crate) use self::survey::Survey;
 pub(crate) use self::transfer::{Block, Resume, completes};
 pub use self::trims::Trimmable;
-use crate::conversation::{ConversationId, EventRun, HistoryError, Location};
+use crate::conversation::{ChangeRun, ConversationId, EventRun, HistoryError, Location};
 use crate::journal::{Journal, Position, segment_file};
 use crate::metrics::Metrics;
 
@@ -141,6 +141,7 @@ pub(crate) struct Shared {
     /// Who may be about to read bodies.
     pub(crate) readers: Readers,
     pub(crate) event_runs: Cache<(ConversationId, u64), Arc<EventRun>, RunWeight>,
+    pub(crate) change_runs: Cache<(ConversationId, u64), Arc<ChangeRun>, RunWeight>,
     /// Bytes of conversation records in memory, dirty and clean.
     pub(crate) record_bytes: AtomicUsize,
     pub(crate) record_cache_bytes: usize,
@@ -148,7 +149,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(index: Arc<dyn Index>, metrics: Metrics, sizes: CacheSizes) -> Self {
-        let (bodies, runs) = (sizes.messages / 4 * 3, sizes.messages / 4);
+        let (bodies, runs, changes) = (sizes.messages / 4 * 3, sizes.messages / 16 * 3, sizes.messages / 16);
         Self {
             index,
             journal: OnceLock::new(),
@@ -156,6 +157,7 @@ impl Shared {
             bodies: Cache::with_weighter(bodies / 1024 + 16, bodies as u64, BodyWeight),
             readers: Readers::default(),
             event_runs: Cache::with_weighter(runs / 8192 + 16, runs as u64, RunWeight),
+            change_runs: Cache::with_weighter(changes / 8192 + 16, changes as u64, RunWeight),
             record_bytes: AtomicUsize::new(0),
             record_cache_bytes: sizes.records,
         }
@@ -254,6 +256,12 @@ pub(crate) struct RunWeight;
 
 impl Weighter<(ConversationId, u64), Arc<EventRun>> for RunWeight {
     fn weight(&self, _: &(ConversationId, u64), run: &Arc<EventRun>) -> u64 {
+        run.heap_bytes() as u64 + 128
+    }
+}
+
+impl Weighter<(ConversationId, u64), Arc<ChangeRun>> for RunWeight {
+    fn weight(&self, _: &(ConversationId, u64), run: &Arc<ChangeRun>) -> u64 {
         run.heap_bytes() as u64 + 128
     }
 }

@@ -15,7 +15,7 @@ use super::fresh::{Outside, keys_missing};
 use super::group::GroupStore;
 use super::key_runs::key_runs_of;
 use crate::conversation::{
-    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, History, HistoryError, Location,
+    ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, HistoryError, Location,
 };
 
 const VERSION: u8 = 1;
@@ -194,7 +194,7 @@ impl GroupStore {
             emit(Block::EventRun { id: id.clone(), run: run.encode() })?;
         }
         for number in 0..state.sealed_change_runs() {
-            let run = self.with_outside(|outside| outside.change_run(id, number))?;
+            let run = self.with_outside(|outside| outside.change_run_in_passing(id, number))?;
             let mut run = ChangeRun::clone(&run);
             self.emit_bodies(&mut |visit| run.visit_locations(visit), emit)?;
             emit(Block::ChangeRun { id: id.clone(), run: run.encode() })?;

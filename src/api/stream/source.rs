@@ -2,7 +2,8 @@
 //!
 //! There is no seam between replay and live, because there is only one way to get a change: reading what follows the
 //! position. Being woken merely says that reading again is worthwhile. Nothing is queued per stream beyond one page, so
-//! that a slow reader costs a page of memory and nothing else.
+//! that a slow reader costs a page of memory and nothing else. What has to be looked up for a change is looked up when
+//! its frame's turn has come: a page of nothing but settings is no single piece of work.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub(super) struct Source {
     /// The version of the last frame taken.
     delivered: u64,
     frames_total: IntCounter,
+    /// Changes behind the position that were read and not yet turned into frames.
+    page: VecDeque<Change>,
     /// Frames not yet taken.
     ready: VecDeque<Frame>,
     /// The stream has caught up once, so that what comes now is news.
@@ -69,6 +72,7 @@ impl Source {
             position,
             delivered: position,
             frames_total: scope.app.metrics.stream_frames_total.clone(),
+            page: VecDeque::new(),
             ready: VecDeque::new(),
             // Who begins at the newest version has nothing to catch up with.
             is_live: position == current,
@@ -121,6 +125,17 @@ impl Source {
             if self.is_over {
                 return Ok(None);
             }
+            if let Some(change) = self.page.front() {
+                if let Change::Settings { version } = *change {
+                    // Others have their turn between two of them.
+                    tokio::task::yield_now().await;
+                    let usage = self.usage(version).await?;
+                    self.page.pop_front();
+                    self.on_settings(version, usage);
+                }
+                self.on_changes();
+                continue;
+            }
             if self.owes_window && Instant::now() >= self.next_window {
                 let usage = self.usage(self.position).await?;
                 self.push_window(usage);
@@ -131,47 +146,52 @@ impl Source {
             if page.changes.is_empty() {
                 self.on_caught_up(&page).await;
             } else {
-                self.on_changes(&page).await?;
+                self.page = page.changes.into();
             }
         }
     }
 
-    /// Turns a page into frames.
-    async fn on_changes(&mut self, page: &ChangePage) -> Result<(), ReadError> {
-        let mut frames = VecDeque::with_capacity(page.changes.len());
-        let mut position = self.position;
-        let mut owes_window = self.owes_window;
-        for change in &page.changes {
-            let version = version_of(change);
-            if version > position + 1 {
-                frames.push_back(Frame::gap(position + 1, version));
+    /// Turns the page into frames, up to the first change that something has to be looked up for.
+    fn on_changes(&mut self) {
+        while let Some(change) = self.page.pop_front() {
+            let version = version_of(&change);
+            if let Change::Settings { .. } = change {
+                return self.page.push_front(change);
             }
-            position = version;
+            self.advance(version);
             match change {
                 Change::Event { event, .. } => {
-                    owes_window |= self.is_live;
+                    self.owes_window |= self.is_live;
                     if self.include_events {
-                        frames.push_back(Frame::event(self.dialect, version, event));
+                        self.ready.push_back(Frame::event(self.dialect, version, &event));
                     }
                 }
                 Change::Compaction { from_seq, to_seq, .. } => {
-                    owes_window |= self.is_live;
-                    frames.push_back(Frame::compaction(version, *from_seq, *to_seq));
+                    self.owes_window |= self.is_live;
+                    self.ready.push_back(Frame::compaction(version, from_seq, to_seq));
                 }
-                // The one frame that tells of this version, so it is sent for the past too.
-                Change::Settings { .. } => {
-                    let usage = self.usage(version).await?;
-                    frames.push_back(Frame::window(self.dialect, version, usage));
-                    owes_window = false;
+                Change::Settings { .. } => unreachable!("handled above"),
+                Change::Tombstoned { .. } => {
+                    self.ready.push_back(Frame::tombstoned(version));
+                    self.is_over = true;
+                    self.owes_window = false;
                 }
-                Change::Tombstoned { .. } => frames.push_back(Frame::tombstoned(version)),
             }
         }
-        self.is_over = matches!(page.changes.last(), Some(Change::Tombstoned { .. }));
-        self.position = position;
-        self.owes_window = owes_window && !self.is_over;
-        self.ready = frames;
-        Ok(())
+    }
+
+    /// The one frame that tells of this version, so it is sent for the past too.
+    fn on_settings(&mut self, version: u64, usage: Usage) {
+        self.advance(version);
+        self.ready.push_back(Frame::window(self.dialect, version, usage));
+        self.owes_window = false;
+    }
+
+    fn advance(&mut self, version: u64) {
+        if version > self.position + 1 {
+            self.ready.push_back(Frame::gap(self.position + 1, version));
+        }
+        self.position = version;
     }
 
     /// Waits for news, or until a `window` frame is due.
