@@ -25,6 +25,7 @@ mod limits;
 mod openapi;
 mod ops;
 mod path;
+mod pieces;
 mod serve;
 mod stream;
 mod watchdog;

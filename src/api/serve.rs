@@ -17,7 +17,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::App;
 use super::door::PEER_PATH;
 use super::limits::ConnectionPermit;
+use super::pieces::{Answering, in_pieces};
 use super::watchdog::{Activity, Watched};
 
 /// Read and write buffer of one HTTP/1 connection, and with it the largest request head.
@@ -102,8 +103,8 @@ fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     made_ready.collect()
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder() -> auto::Builder<Answering> {
+    let mut builder = auto::Builder::new(Answering);
     builder.http1().max_buf_size(HTTP1_BUFFER_BYTES).half_close(false);
     builder
         .http2()
@@ -135,7 +136,7 @@ impl Connection {
     async fn run(
         self,
         stream: TcpStream,
-        builder: Arc<auto::Builder<TokioExecutor>>,
+        builder: Arc<auto::Builder<Answering>>,
         shutdown: CancellationToken,
         abort: CancellationToken,
     ) {
@@ -160,7 +161,7 @@ impl Connection {
     async fn speak<IO>(
         self,
         stream: IO,
-        builder: Arc<auto::Builder<TokioExecutor>>,
+        builder: Arc<auto::Builder<Answering>>,
         shutdown: CancellationToken,
         abort: CancellationToken,
     ) where
@@ -235,13 +236,17 @@ async fn answer(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         activity.set_upgraded();
     }
-    if response.body().size_hint().exact().is_some() {
-        return Ok(response);
+    let number = running.number;
+    if response.body().size_hint().exact().is_none() {
+        // A streamed body: its request is at work until the body ends.
+        let hold = move |frame| {
+            let _running = &running;
+            frame
+        };
+        response = response.map(|body| Body::new(body.map_frame(hold)));
     }
-    // A streamed body: its request is at work until the body ends.
-    let hold = move |frame| {
-        let _running = &running;
-        frame
-    };
-    Ok(response.map(|body| Body::new(body.map_frame(hold))))
+    if !is_http1 {
+        response = response.map(|body| in_pieces(body, activity, number));
+    }
+    Ok(response)
 }

@@ -2,7 +2,7 @@
 //!
 //! hyper and tungstenite wait for ever: for the rest of a request head, for the next request, for a peer to read what
 //! was written. This wrapper fails the stream instead, so that such a connection costs bounded time, whatever protocol
-//! runs on it. One timer per connection is armed lazily: a connection in use costs no timer traffic.
+//! runs on it. One timer per connection is armed lazily: a connection in use costs hardly any timer traffic.
 //!
 //! Request bodies are not its business ([`super::body`]), since only the handler knows whether it wants one.
 
@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use super::pieces::Untaken;
 use crate::metrics::Metrics;
 
 /// How long a connection may keep the server waiting.
@@ -27,7 +28,7 @@ pub(crate) struct Patience {
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// Without the peer taking a single byte of what is to be written.
+    /// Without the peer taking a single byte of what is to be written; over HTTP/2, a single piece of one of the answers.
     pub write: Duration,
 }
 
@@ -50,14 +51,15 @@ pub(crate) struct Activity {
     running: AtomicU32,
     /// The connection speaks another protocol now, which has rules of its own for silence.
     upgraded: AtomicBool,
+    pub(super) untaken: Untaken,
 }
 
 impl Activity {
     /// Notes a complete request head; the answer is complete when the returned value is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> Running {
-        self.started.fetch_add(1, Ordering::Relaxed);
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
         self.running.fetch_add(1, Ordering::Relaxed);
-        Running(self.clone())
+        Running { activity: self.clone(), number }
     }
 
     pub(crate) fn set_upgraded(&self) {
@@ -66,11 +68,15 @@ impl Activity {
 }
 
 /// A request being answered.
-pub(crate) struct Running(Arc<Activity>);
+pub(crate) struct Running {
+    activity: Arc<Activity>,
+    /// Of the connection's requests.
+    pub(super) number: u64,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.activity.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -87,6 +93,8 @@ pub(crate) struct Watched<S = TcpStream> {
     head_since: Option<Instant>,
     idle_since: Option<Instant>,
     stalled_since: Option<Instant>,
+    /// Before this, none of the answers over HTTP/2 has waited for too long.
+    untaken_due: Instant,
     is_http2: bool,
     is_fresh: bool,
 }
@@ -109,6 +117,7 @@ impl<S> Watched<S> {
             head_since: Some(now),
             idle_since: None,
             stalled_since: None,
+            untaken_due: now + patience.write,
             is_http2: false,
             is_fresh: true,
         }
@@ -168,6 +177,19 @@ impl<S> Watched<S> {
         Poll::Pending
     }
 
+    /// Ends answers that the peer does not take; ready when that takes the end of the connection.
+    fn poll_untaken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.poll_due(cx, self.untaken_due).is_ready() {
+            let checked = self.activity.untaken.end_stalled(self.patience.write);
+            self.metrics.slow_streams_closed_total.inc_by(checked.stalled);
+            if checked.is_stuck {
+                return Poll::Ready(());
+            }
+            self.untaken_due = checked.oldest + self.patience.write;
+        }
+        Poll::Pending
+    }
+
     fn on_write<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled_since = None;
@@ -196,6 +218,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // Whatever its first bytes looked like: over HTTP/1 there are no such answers.
+            Poll::Pending if this.poll_untaken(cx).is_ready() => {
+                Poll::Ready(Err(timed_out("the peer does not take its answer")))
+            }
             Poll::Pending => match this.read_due() {
                 Some(due) => this.poll_due(cx, due).map(|()| Err(timed_out("no request in time"))),
                 None => Poll::Pending,

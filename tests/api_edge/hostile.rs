@@ -325,6 +325,116 @@ async fn an_answer_that_is_not_sent_counts_as_a_request_at_work() {
     timeout(PATIENCE, given_back).await.expect("they are given back");
 }
 
+/// An HTTP/2 connection, frame by frame.
+struct Http2(TcpStream);
+
+/// Type, stream and payload.
+type Frame = (u8, u32, Vec<u8>);
+
+impl Http2 {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const WINDOW_UPDATE: u8 = 8;
+
+    /// Connects and gives every answer room for this many bytes.
+    async fn connect(address: SocketAddr, room: u32) -> Http2 {
+        let mut connection = Http2(TcpStream::connect(address).await.unwrap());
+        connection.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        connection.send(Http2::SETTINGS, 0, 0, &[&[0, 4], room.to_be_bytes().as_slice()].concat()).await;
+        connection
+    }
+
+    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let length = (payload.len() as u32).to_be_bytes();
+        let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+        self.0.write_all(&[&head, payload].concat()).await.unwrap();
+    }
+
+    /// Asks for a path, as HPACK without Huffman coding.
+    async fn get(&mut self, stream: u32, path: &str, accept: &str) {
+        let text = |value: &str| [&[value.len() as u8], value.as_bytes()].concat();
+        let (path, accept) = (text(path), text(accept));
+        // :method GET, :scheme http, :path, :authority, accept.
+        let block: [&[u8]; 5] = [&[0x82, 0x86, 4], &path, &[1, 1, b'x'], &[0x0f, 4], &accept];
+        self.send(Http2::HEADERS, 0x05, stream, &block.concat()).await;
+    }
+
+    /// The next frame, settings and pings being acknowledged; `None` once the connection has ended.
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.ok()?;
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            self.0.read_exact(&mut payload).await.ok()?;
+            let (kind, flags) = (head[3], head[4]);
+            match (kind, flags & 1) {
+                (Http2::SETTINGS, 0) => self.send(kind, 1, 0, &[]).await,
+                (Http2::PING, 0) => self.send(kind, 1, 0, &payload).await,
+                _ => {
+                    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                    return Some((kind, stream, payload));
+                }
+            }
+        }
+    }
+
+    /// Waits for a frame of this kind on each of the streams; frames of data none of them may have.
+    async fn await_each(&mut self, kind: u8, streams: &[u32]) {
+        let mut awaited = streams.to_vec();
+        while !awaited.is_empty() {
+            let frame = timeout(PATIENCE, self.next()).await.expect("in time").expect("connected");
+            assert_ne!(frame.0, Http2::DATA);
+            if frame.0 == kind {
+                awaited.retain(|stream| *stream != frame.1);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http2_answer_that_is_given_no_room_is_ended_alone() {
+    let server = TestServer::start(|config| {
+        config.max_inflight_requests = 3;
+        config.stream_max_connections = 2;
+    });
+    let client = Client::new(CONVERSATIONS, server.address);
+    client.create("a").await;
+    client.say("a", &"x".repeat(100_000), 1).await;
+    let (json, events) = ("application/json", "text/event-stream");
+    let lines = "application/x-ndjson";
+    let mut roomless = Http2::connect(server.address, 0).await;
+    roomless.get(1, "/v1/conversations/a/events", json).await;
+    roomless.get(3, "/v1/conversations/a", json).await;
+    roomless.get(5, "/v1/conversations/a/stream?cursor=0", events).await;
+    roomless.get(7, "/v1/conversations/a/events", lines).await;
+    roomless.await_each(Http2::HEADERS, &[1, 3, 5, 7]).await;
+    // All of this answer is hyper's, which sends one byte.
+    let mut with_one_byte = Http2::connect(server.address, 1).await;
+    with_one_byte.get(1, "/v1/conversations/a", json).await;
+    while with_one_byte.next().await.expect("connected").0 != Http2::DATA {}
+    client.get("a").await.fails(503, "unavailable");
+    let begun = Instant::now();
+
+    let cut_off = async { while with_one_byte.next().await.is_some() {} };
+    let ended = async {
+        roomless.await_each(Http2::RST_STREAM, &[1, 3, 5, 7]).await;
+        // Its other streams go on.
+        roomless.get(9, "/v1/conversations/a", json).await;
+        roomless.send(Http2::WINDOW_UPDATE, 0, 9, &[0, 0, 0x7f, 0]).await;
+        while roomless.next().await.expect("connected").0 != Http2::DATA {}
+    };
+    timeout(PATIENCE, async { tokio::join!(cut_off, ended) }).await.expect("ended");
+    assert!(begun.elapsed() > Duration::from_secs(20), "a pause is not held against anybody");
+    client.get("a").await.expect(200);
+    let metrics = Answer::of(client.raw(Method::GET, "/metrics")).await.expect(200).text;
+    for line in ["fastpaca_slow_streams_closed_total 5", "fastpaca_streams 0"] {
+        assert!(metrics.lines().any(|other| other == line), "{line}: {metrics}");
+    }
+}
+
 async fn fresh_conversation(client: &Client) -> String {
     let id = fresh("bystander");
     client.create(&id).await;
