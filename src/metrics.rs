@@ -168,7 +168,7 @@ metrics! {
     http_inflight: Gauge() = "fastpaca_http_requests_inflight",
     /// Requests refused by the rate limit.
     rate_limited_total: Counter() = "fastpaca_rate_limited_total",
-    /// Requests refused because too many were being served.
+    /// Requests refused because too many, or too large answers, were being served.
     overloaded_total: Counter() = "fastpaca_overloaded_total",
     /// Open client connections that are allowed.
     connection_limit: Gauge() = "fastpaca_connection_limit",

@@ -9,25 +9,66 @@ use axum::response::Response;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use prometheus::IntGauge;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::error::ApiError;
+
+/// Bytes of whole answers that a node holds at once, those apart of which there can be ...
+const ANSWERS_BYTES_MAX: u32 = 512 << 20;
+/// ... one for each request at work.
+const SMALL_BYTES_MAX: u32 = 64 << 10;
 
 /// A request at work, one more on a gauge.
 pub(super) struct Admission {
     /// Of those that are capped as requests at work.
     pub permit: Option<OwnedSemaphorePermit>,
+    /// For its answer.
+    pub memory: Option<OwnedSemaphorePermit>,
     gauge: IntGauge,
 }
 
 impl Admission {
     pub(super) fn counted_by(gauge: &IntGauge) -> Admission {
         gauge.inc();
-        Admission { permit: None, gauge: gauge.clone() }
+        Admission { permit: None, memory: None, gauge: gauge.clone() }
+    }
+
+    /// Whether its end gives back anything that others may lack.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.permit.is_some() || self.memory.is_some()
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
         self.gauge.dec();
+    }
+}
+
+/// What all whole answers of a node share.
+pub(super) struct Answers {
+    bytes_max: u32,
+    allowance: Arc<Semaphore>,
+}
+
+impl Answers {
+    pub(super) fn new() -> Answers {
+        Answers::of(ANSWERS_BYTES_MAX)
+    }
+
+    fn of(bytes_max: u32) -> Answers {
+        Answers { bytes_max, allowance: Arc::new(Semaphore::new(bytes_max as usize)) }
+    }
+
+    /// Finds room for an answer. The largest finds it too, where it is alone.
+    pub(super) fn make_room(&self, response: &Response) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        let bytes = response.body().size_hint().exact().unwrap_or(0);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max);
+        if bytes <= SMALL_BYTES_MAX {
+            return Ok(None);
+        }
+        let room = self.allowance.clone().try_acquire_many_owned(bytes);
+        room.map(Some).map_err(|_| ApiError::Unavailable("too many answers wait to be read".into()))
     }
 }
 
@@ -93,6 +134,25 @@ mod tests {
         let semaphore = Arc::new(Semaphore::new(1));
         let permit = semaphore.clone().try_acquire_owned().expect("there is one");
         (semaphore, permit)
+    }
+
+    #[test]
+    fn answers_share_an_allowance_that_small_ones_need_not() {
+        let answer = |bytes: usize| Response::new(Body::from(vec![0; bytes]));
+        let answers = Answers::of(300 << 10);
+        let make_room = |bytes| answers.make_room(&answer(bytes));
+        let mut unread = Vec::new();
+        while let Ok(room) = make_room(100 << 10) {
+            unread.push(room.expect("is no small one"));
+        }
+        assert_eq!(unread.len(), 3);
+        assert!(matches!(make_room(65 << 10), Err(ApiError::Unavailable(_))));
+        assert!(matches!(make_room(64 << 10), Ok(None)) && matches!(make_room(0), Ok(None)));
+        unread.pop();
+        assert!(matches!(make_room(65 << 10), Ok(Some(_))));
+        assert!(make_room(1 << 20).is_err(), "there are others");
+        drop(unread);
+        assert!(matches!(make_room(1 << 20), Ok(Some(_))), "the largest finds room");
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tower::ServiceExt;
 
-use super::admission::{Admission, hold_until_sent};
+use super::admission::{Admission, Answers, hold_until_sent};
 use super::auth::Keys;
 use super::body::{Bodies, Received};
 use super::compress::compress;
@@ -49,6 +49,7 @@ struct Inner {
     keys: Keys,
     rate: Option<RateLimit>,
     in_flight: Arc<Semaphore>,
+    answers: Answers,
     connections: Arc<ConnectionCaps>,
     ids: RequestIds,
     door: Door,
@@ -147,6 +148,7 @@ impl App {
             keys: Keys::new(config.api_keys.iter().map(Secret::expose)),
             rate: limits.rate.map(|(per_second, burst)| RateLimit::new(per_second, burst)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            answers: Answers::new(),
             connections: ConnectionCaps::new(
                 limits.connections,
                 limits.connections_per_address,
@@ -169,14 +171,24 @@ impl App {
         let accepted_encoding = request.headers().get(header::ACCEPT_ENCODING).cloned();
         let metrics = &inner.app.metrics;
         let mut span = begin_span(&request);
-        let (mut response, admission) = match inner.admit(&request) {
+        let (mut response, mut admission) = match inner.admit(&request) {
             Ok(admission) => (trace::within(span.as_ref(), inner.handle(request)).await, Some(admission)),
             Err(refusal) => (refusal.into_response(), None),
         };
+        // What a write did is told in any case, and in few words.
+        if let Some(admission) = admission.as_mut().filter(|_| method == Method::GET) {
+            match inner.answers.make_room(&response) {
+                Ok(memory) => admission.memory = memory,
+                Err(refusal) => {
+                    metrics.overloaded_total.inc();
+                    response = refusal.into_response();
+                }
+            }
+        }
         if let Some(error) = render(&mut response, Dialect::of_path(uri.path()), &request_id) {
             log_error(&error, &uri, &request_id);
         }
-        if let Some(admission) = admission.filter(|admission| admission.permit.is_some()) {
+        if let Some(admission) = admission.filter(Admission::is_scarce) {
             response = hold_until_sent(response, admission);
         }
         if let Some(accepted) = &accepted_encoding {

@@ -325,6 +325,45 @@ async fn an_answer_that_is_not_sent_counts_as_a_request_at_work() {
     timeout(PATIENCE, given_back).await.expect("they are given back");
 }
 
+#[tokio::test]
+async fn answers_that_are_not_read_have_a_bound_in_bytes_together() {
+    let server = TestServer::start(|config| {
+        config.segment_bytes = 64 << 20;
+        // The window is held once, however many ask for it.
+        config.window_cache_bytes = 1 << 30;
+    });
+    let client = Client::new(CONVERSATIONS, server.address);
+    client.create("a").await;
+    for _ in 0..24 {
+        client.say("a", &"x".repeat(1_000_000), 1).await;
+    }
+    let window = client.get("a/window").await.expect(200).text.len();
+    let room_for = (512 << 20) / window;
+    let mut unread = Vec::new();
+    for _ in 0..room_for {
+        let socket = ask_and_ignore(server.address, "GET", "a/window", "").await;
+        let mut begun = [0; 12];
+        let peeked = timeout(PATIENCE, socket.peek(&mut begun)).await.unwrap().unwrap();
+        assert_eq!(&begun[..peeked], b"HTTP/1.1 200");
+        unread.push(socket);
+    }
+    let refused = client.get("a/window").await;
+    let message = refused.fails(503, "unavailable");
+    assert!(message.contains("answers") && refused.header("retry-after") == "1", "{message}");
+    client.get("a").await.expect(200);
+    client.say("a", &"x".repeat(1_000_000), 1).await;
+    // The answer of a write, whatever its size.
+    let metadata = json!({"m": "x".repeat((64 << 10) - 8)});
+    assert!(client.put("b", json!({"metadata": metadata})).await.expect(201).text.len() > 64 << 10);
+    drop(unread);
+    let given_back = async {
+        while client.get("a/window").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, given_back).await.expect("it is given back");
+}
+
 /// An HTTP/2 connection, frame by frame.
 struct Http2(TcpStream);
 
