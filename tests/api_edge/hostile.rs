@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::process::{Node, resident_bytes};
+use crate::process::{Node, peak_resident_bytes, resident_bytes};
 use crate::support::{Answer, CONVERSATIONS, Client, DIALECTS, PATIENCE, TestServer, fresh};
 
 /// Sends bytes and reads what comes until the connection ends.
@@ -156,6 +156,29 @@ async fn a_hundred_megabytes_are_refused_in_bounded_memory() {
         post_text(&client, "huge", reqwest::Body::wrap_stream(chunks)).await.fails(413, "too_large");
     }
     let grown = resident_bytes(server.pid()).unwrap().saturating_sub(before);
+    assert!(grown < 48 << 20, "grew by {} MiB", grown >> 20);
+}
+
+#[tokio::test]
+async fn millions_of_items_are_refused_in_bounded_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Node::in_dir(dir.path()).with_env("FASTPACA_TOKEN_ESTIMATOR", "chars:4").start().unwrap();
+    let client = Client::new(CONVERSATIONS, server.address());
+    client.create("many").await;
+    let before = resident_bytes(server.pid()).unwrap();
+    let count = 4_000_000;
+    let ones = vec!["1"; count].join(",");
+    for (body, field) in [
+        (format!(r#"{{"events":[{ones}]}}"#), "events must be an array of 1 to 1000"),
+        (
+            format!(r#"{{"events":[{{"role":"user","parts":[{ones}]}}]}}"#),
+            "events[0].parts must be an array of at most 1024",
+        ),
+    ] {
+        let message = post_text(&client, "many", body).await.fails(400, "invalid_request");
+        assert_eq!(message, format!("{field}, not {count}"));
+    }
+    let grown = peak_resident_bytes(server.pid()).unwrap().saturating_sub(before);
     assert!(grown < 48 << 20, "grew by {} MiB", grown >> 20);
 }
 

@@ -319,9 +319,18 @@ pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
 
 /// Memory of a process that is resident now.
 pub(crate) fn resident_bytes(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// Most memory of a process that was ever resident.
+pub(crate) fn peak_resident_bytes(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kilobytes = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kilobytes.map(|kilobytes| kilobytes << 10).ok_or(io::ErrorKind::InvalidData.into())
 }

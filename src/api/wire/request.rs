@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::json;
-use super::shape::{List, Object, is_object, must_be, string, whole_number};
+use super::shape::{Items, List, Object, is_object, must_be, string, whole_number};
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
 use crate::conversation::{
@@ -84,9 +84,9 @@ impl<'a> Append<'a> {
         struct Fields<'a> {
             #[serde(borrow)]
             event: Option<Object<MessageFields<'a>>>,
-            events: Option<List<Object<MessageFields<'a>>>>,
+            events: Option<Messages<'a>>,
             message: Option<Object<MessageFields<'a>>>,
-            messages: Option<List<Object<MessageFields<'a>>>>,
+            messages: Option<Messages<'a>>,
             idempotency_key: Option<&'a RawValue>,
             if_version: Option<&'a RawValue>,
         }
@@ -120,7 +120,7 @@ impl<'a> Compact<'a> {
             #[serde(borrow)]
             from_seq: Option<&'a RawValue>,
             to_seq: Option<&'a RawValue>,
-            replacement: Option<List<Object<MessageFields<'a>>>>,
+            replacement: Option<Messages<'a>>,
             if_version: Option<&'a RawValue>,
         }
         let fields: Fields<'a> = members(bytes)?;
@@ -174,13 +174,13 @@ pub(crate) fn metadata_patch(bytes: &[u8]) -> Result<Bytes, ApiError> {
 impl<'a> Message<'a> {
     /// Reads messages none of which is larger than a stream can deliver in one frame.
     fn read_list(
-        list: List<Object<MessageFields<'a>>>,
+        list: Messages<'a>,
         field: &'static str,
         one_bytes_max: usize,
     ) -> Result<Vec<Message<'a>>, ApiError> {
-        let list = list.expect(field)?;
-        if list.is_empty() || list.len() > BATCH_MAX {
-            return Err(must_be(field, &format!("an array of 1 to {BATCH_MAX}, not {}", list.len())));
+        let Items { kept, count } = list.expect(field)?;
+        if count == 0 || count > BATCH_MAX {
+            return Err(must_be(field, &format!("an array of 1 to {BATCH_MAX}, not {count}")));
         }
         let read = |(index, fields)| {
             let place = Place::Item(field, index);
@@ -192,7 +192,7 @@ impl<'a> Message<'a> {
                 false => Ok(message),
             }
         };
-        list.into_iter().enumerate().map(read).collect()
+        kept.into_iter().enumerate().map(read).collect()
     }
 
     fn read(fields: Object<MessageFields<'a>>, place: Place) -> Result<Message<'a>, ApiError> {
@@ -258,15 +258,18 @@ struct MessageFields<'a> {
     token_count: Option<&'a RawValue>,
 }
 
+/// The messages of a batch or a replacement.
+type Messages<'a> = List<Object<MessageFields<'a>>, BATCH_MAX>;
+
 fn parts<'a>(raw: &'a RawValue, place: Place) -> Result<Vec<Part<'a>>, ApiError> {
-    let list: List<&'a RawValue> = serde_json::from_str(raw.get()).map_err(syntax)?;
+    let list: List<&'a RawValue, MAX_PARTS> = serde_json::from_str(raw.get()).map_err(syntax)?;
     let field = format!("{place}.parts");
-    let list = list.expect(&field)?;
-    if list.len() > MAX_PARTS {
-        return Err(must_be(&field, &format!("an array of at most {MAX_PARTS}, not {}", list.len())));
+    let Items { kept, count } = list.expect(&field)?;
+    if count > MAX_PARTS {
+        return Err(must_be(&field, &format!("an array of at most {MAX_PARTS}, not {count}")));
     }
     let part = |(index, raw): (usize, &'a RawValue)| part(Cow::Borrowed(raw.get()), place, index);
-    list.into_iter().enumerate().map(part).collect()
+    kept.into_iter().enumerate().map(part).collect()
 }
 
 fn part(json: Cow<'_, str>, place: Place, index: usize) -> Result<Part<'_>, ApiError> {

@@ -101,6 +101,8 @@ fn wrong_types_are_named() {
     assert_eq!(refused(json!({"events": {}})), "events must be an array");
     assert_eq!(refused(json!({"events": [[]]})), "events[0] must be an object");
     assert_eq!(refused(json!({"events": []})), "events must be an array of 1 to 1000, not 0");
+    assert_eq!(refused(json!({"events": vec![1; 1_001]})), "events must be an array of 1 to 1000, not 1001");
+    assert_eq!(refused(json!({"events": vec![1; 1_000]})), "events[0] must be an object");
     assert_eq!(refused(json!([])), "The body must be an object");
     assert_eq!(refused(json!({"event": {"role": "user"}})), "event.parts must be an array of objects");
 }

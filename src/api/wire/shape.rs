@@ -14,14 +14,22 @@ use serde_json::value::RawValue;
 
 use crate::api::error::ApiError;
 
-/// An array of `T`, or something else.
-pub(crate) struct List<T>(Option<Vec<T>>);
+/// An array of `T`, or something else. No more than `MAX` of its items are kept.
+pub(crate) struct List<T, const MAX: usize>(Option<Items<T>>);
+
+/// The items of an array.
+pub(crate) struct Items<T> {
+    /// The first ones.
+    pub kept: Vec<T>,
+    /// How many there were in all.
+    pub count: usize,
+}
 
 /// An object with the members of `T`, or something else.
 pub(crate) struct Object<T>(Option<T>);
 
-impl<T> List<T> {
-    pub(crate) fn expect(self, field: &str) -> Result<Vec<T>, ApiError> {
+impl<T, const MAX: usize> List<T, MAX> {
+    pub(crate) fn expect(self, field: &str) -> Result<Items<T>, ApiError> {
         self.0.ok_or_else(|| must_be(field, "an array"))
     }
 }
@@ -54,9 +62,9 @@ pub(crate) fn is_object(raw: &RawValue) -> bool {
     raw.get().starts_with('{')
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ListVisitor(PhantomData)).map(List)
+        deserializer.deserialize_any(ListVisitor::<T, MAX>(PhantomData)).map(List)
     }
 }
 
@@ -74,21 +82,29 @@ macro_rules! anything_else {
     };
 }
 
-struct ListVisitor<T>(PhantomData<T>);
+struct ListVisitor<T, const MAX: usize>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
-    type Value = Option<Vec<T>>;
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for ListVisitor<T, MAX> {
+    type Value = Option<Items<T>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an array")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
-            list.push(item);
+        let mut kept = Vec::new();
+        while kept.len() < MAX {
+            match items.next_element()? {
+                Some(item) => kept.push(item),
+                None => return Ok(Some(Items { count: kept.len(), kept })),
+            }
         }
-        Ok(Some(list))
+        // An item takes many times what its text does: the others are only counted.
+        let mut count = MAX;
+        while items.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(Some(Items { kept, count }))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
@@ -133,22 +149,33 @@ mod tests {
     #[test]
     fn the_right_shape_is_read_and_any_other_is_told_apart_from_bad_json() {
         let text = r#"[{"x": 1e400, "y": [[]]}, {}, 3]"#;
-        let points: List<Object<Point<'_>>> = serde_json::from_str(text).expect("JSON");
-        let points = points.expect("points").expect("an array");
+        let points: List<Object<Point<'_>>, 3> = serde_json::from_str(text).expect("JSON");
+        let points = points.expect("points").expect("an array").kept;
         assert_eq!(points[0].0.as_ref().and_then(|point| point.x).map(RawValue::get), Some("1e400"));
         assert!(points[1].0.as_ref().is_some_and(|point| point.x.is_none()));
         assert!(points[2].0.is_none());
         for other in ["null", "true", "-1", "1", "1.5", "\"a\"", "\"\\u00e9\"", "{\"a\":{\"b\":[]}}"] {
-            let list: List<&RawValue> = serde_json::from_str(other).expect("JSON");
+            let list: List<&RawValue, 3> = serde_json::from_str(other).expect("JSON");
             assert_eq!(list.expect("events").err(), Some(must_be("events", "an array")), "{other}");
         }
         let object: Object<Point<'_>> = serde_json::from_str("[1,{},[2]]").expect("JSON");
         assert!(object.expect("event").is_err());
-        assert!(serde_json::from_str::<List<&RawValue>>("[1,").is_err());
+        assert!(serde_json::from_str::<List<&RawValue, 3>>("[1,").is_err());
         assert!(
             serde_json::from_str::<Object<Point<'_>>>("{\"x\":1,\"x\":2}").is_err(),
             "duplicates are refused"
         );
+    }
+
+    #[test]
+    fn items_beyond_the_most_are_counted_and_not_kept() {
+        for count in 0..6 {
+            let text = serde_json::to_string(&vec![7; count]).expect("JSON");
+            let list: List<u64, 3> = serde_json::from_str(&text).expect("JSON");
+            let items = list.expect("events").expect("an array");
+            assert_eq!((items.count, items.kept), (count, vec![7; count.min(3)]));
+        }
+        assert!(serde_json::from_str::<List<u64, 3>>("[1,2,3,4,").is_err());
     }
 
     #[test]
