@@ -156,8 +156,6 @@ impl Shards {
         let deadline = Deadline::after(self.0.request_timeout);
         let mut search = Search::new(attached, group);
         let linearizable = options.consistency == Consistency::Linearizable;
-        // A linearizable read knows of every creation, which is version 0: there is nothing to wait for.
-        let min_version = options.min_version.filter(|version| !linearizable || *version > 0);
         let patience_ends = Instant::now() + MIN_VERSION_WAIT;
         let mut call = None;
         loop {
@@ -169,7 +167,8 @@ impl Shards {
                     };
                     match fresh {
                         Ok(()) => {
-                            await_version(replica.store(), id, min_version, MIN_VERSION_WAIT).await?;
+                            let wanted = options.min_version;
+                            await_version(replica.store(), id, linearizable, wanted, MIN_VERSION_WAIT).await?;
                             return Ok(Reached::Here(replica.store().clone()));
                         }
                         Err(missed) => missed,
@@ -179,12 +178,12 @@ impl Shards {
                     let call = call.get_or_insert_with(|| ReadCall {
                         id: id.as_str().to_owned(),
                         linearizable,
-                        min_version,
+                        min_version: options.min_version,
                         wait_ms: None,
                         question: question.clone(),
                     });
                     // Of a leader it is the last word that it is behind: nobody else can be further.
-                    if min_version.is_some() && !linearizable {
+                    if options.min_version.is_some() && !linearizable {
                         let patience = patience_ends.saturating_duration_since(Instant::now());
                         call.wait_ms = Some(patience.min(HOST_WAIT).as_millis() as u64);
                     }
@@ -251,17 +250,20 @@ impl Attached {
     }
 }
 
-/// Waits, within bounds, until the state here has reached a version. One that is not there has not reached version 0.
+/// Waits, within bounds, until the state here has reached a version. One that is not there has not reached version 0; a
+/// linearizable read knows of every creation, and does not wait for one.
 pub(super) async fn await_version(
     store: &Arc<GroupStore>,
     id: &ConversationId,
+    linearizable: bool,
     wanted: Option<u64>,
     wait: Duration,
 ) -> Result<(), ReadError> {
     let Some(wanted) = wanted else { return Ok(()) };
     let is_reached =
         || Ok::<_, ReadError>(here::version(store, id)?.is_some_and(|version| version >= wanted));
-    if is_reached()? {
+    let is_absent = || Ok::<_, ReadError>(here::version(store, id)?.is_none());
+    if is_reached()? || linearizable && is_absent()? {
         return Ok(());
     }
     let mut version = store.watch(id)?;

@@ -360,7 +360,9 @@ async fn creation_is_a_version_to_wait_for() {
     let client = Client::shared(CONVERSATIONS);
     let id = fresh("to-come");
     let started = Instant::now();
-    client.get(&format!("{id}?min_version=0")).await.fails(404, "not_found");
+    for version in [0, 1] {
+        client.get(&format!("{id}?min_version={version}")).await.fails(404, "not_found");
+    }
     assert!(started.elapsed() < Duration::from_secs(4), "a linearizable read knows");
     let never = client.get("never?consistency=local&min_version=0");
     let query = format!("{id}?consistency=local&min_version=0");

@@ -135,7 +135,7 @@ impl Shards {
             }
         }
         let wait = call.wait_ms.map_or(MIN_VERSION_WAIT, Duration::from_millis).min(MIN_VERSION_WAIT);
-        match await_version(store, &id, call.min_version, wait).await {
+        match await_version(store, &id, call.linearizable, call.min_version, wait).await {
             Err(ReadError::Unavailable(why)) => return Ok(ReadAnswer::Behind(why)),
             reached => reached?,
         }

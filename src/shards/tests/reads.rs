@@ -166,6 +166,21 @@ async fn what_a_host_lacks_another_one_has() {
     assert_eq!(cluster.net.calls(Method::Read) - calls, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_version_of_what_does_not_exist_is_not_waited_for() {
+    let (cluster, chat) = (Cluster::new(4, |_| vec![1, 2, 3]), id("chat"));
+    cluster.create(&chat).await;
+    cluster.ready(2).await;
+    let behind = ReadOptions { min_version: Some(1), ..FRESH };
+    for node in [1, 2, 4] {
+        let asked = Instant::now();
+        assert_eq!(cluster.node(node).version(&id("nobody"), behind).await.unwrap(), None, "on node {node}");
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?} on node {node}", asked.elapsed());
+        let version = cluster.node(node).version(&chat, behind).await;
+        assert!(matches!(version, Err(ReadError::Unavailable(_))), "{version:?} on node {node}");
+    }
+}
+
 /// An empty replica that is being filled must not claim that a conversation does not exist.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_is_being_filled_is_not_read() {
