@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
@@ -11,7 +11,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
+use super::path::NodeName;
 use super::wire::json::check;
+use super::wire::query::Query;
 use super::wire::shape::{Object, must_be, string};
 use super::{Scope, accept};
 use crate::shards::placement::GROUPS;
@@ -62,7 +64,7 @@ async fn set_draining(
 
 pub(super) async fn remove_node(
     State(scope): State<Scope>,
-    Path(name): Path<String>,
+    NodeName(name): NodeName,
 ) -> Result<StatusCode, ApiError> {
     control(&scope)?.remove(&name).await?;
     tracing::info!(event = "removed", name);
@@ -95,12 +97,7 @@ async fn named(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<String, ApiError> {
-    let pairs: Vec<_> = form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()).collect();
-    let given = match pairs.as_slice() {
-        [] => None,
-        [(key, name)] if key == "name" => Some(name.clone().into_owned()),
-        _ => return Err(ApiError::InvalidRequest("The one parameter is name, the name of a node".into())),
-    };
+    let given = Query::new(query.as_deref()).text("name")?.map(str::to_owned);
     let body = scope.receive(headers, body).await?;
     let from_body = name_in(&body.bytes)?;
     Ok(given.or(from_body).unwrap_or_else(|| scope.app.config.node_name.clone()))

@@ -107,9 +107,14 @@ async fn changes_of_the_cluster_are_refused_with_reasons() {
     assert!(last.contains("last active node"), "{last}");
     let unknown = ask(Method::DELETE, "/v1/cluster/nodes/other").await.fails(404, "not_found");
     assert!(unknown.contains("`other`"), "{unknown}");
+    let not_utf8 = ask(Method::DELETE, "/v1/cluster/nodes/%ff").await.fails(400, "invalid_request");
+    assert_eq!(not_utf8, "name must be UTF-8 once percent-decoded");
     for path in ["/v1/cluster/drain", "/v1/cluster/undrain"] {
         ask(Method::POST, &format!("{path}?name=other")).await.fails(404, "not_found");
-        ask(Method::POST, &format!("{path}?node=other")).await.fails(400, "invalid_request");
+        ask(Method::POST, &format!("{path}?trace=1&name=other")).await.fails(404, "not_found");
+        for wrong in ["name=other&name=other", "name=%ff"] {
+            ask(Method::POST, &format!("{path}?{wrong}")).await.fails(400, "invalid_request");
+        }
         let body = async |body: &'static str| Answer::of(client.raw(Method::POST, path).body(body)).await;
         body(r#"{"name": "other"}"#).await.fails(404, "not_found");
         body(r#"{"name": "other", "more": [1]}"#).await.fails(404, "not_found");
