@@ -113,13 +113,45 @@ mod tests {
     use std::sync::mpsc;
 
     use bytes::Bytes;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::dialect::Dialect;
+    use crate::api::wire::request::Append;
+
+    fn scales() -> Scales {
+        let estimator = Estimator::new(&"chars:4".parse().expect("a name")).expect("it loads");
+        Scales::new(estimator, Metrics::new())
+    }
+
+    #[test]
+    fn whatever_is_long_is_put_off() {
+        let scales = scales();
+        let is_put_off = |event: Value| {
+            let body = json!({"event": event}).to_string();
+            let append = Append::parse(body.as_bytes(), Dialect::Conversations, 1 << 20);
+            let messages = append.unwrap_or_else(|error| panic!("{error:?}")).messages;
+            matches!(scales.counter(false).weigh(messages), Err(Unread::TooLong))
+        };
+        let (long, text) = ("x".repeat(LARGE_TEXT_BYTES), json!({"type": "text", "text": "a"}));
+        let call = json!({"type": "tool_call", "name": long});
+        let long_text = json!({"type": "text", "text": long});
+        for (event, expected) in [
+            (json!({"role": "user", "parts": [text]}), false),
+            (json!({"role": "user", "parts": [long_text]}), true),
+            (json!({"role": "user", "parts": [long_text], "token_count": 1}), false),
+            (json!({"role": "user", "parts": [long_text, text], "token_count": 1}), true),
+            (json!({"role": long, "parts": [text]}), true),
+            (json!({"role": long, "parts": [text], "token_count": 1}), false),
+            (json!({"role": "assistant", "parts": [call], "token_count": 1}), true),
+        ] {
+            assert_eq!(is_put_off(event.clone()), expected, "{:.60}", event.to_string());
+        }
+    }
 
     #[tokio::test]
     async fn counting_that_nobody_waits_for_keeps_its_place_and_its_body_to_the_end() {
-        let estimator = Estimator::new(&"chars:4".parse().expect("a name")).expect("it loads");
-        let scales = Scales::new(estimator, Metrics::new());
+        let scales = scales();
         let (places, memory) = (scales.threads.available_permits(), Arc::new(Semaphore::new(1)));
         let permit = memory.clone().try_acquire_owned().expect("there is one");
         let body = Received::for_test(Bytes::from_static(b"long"), permit);

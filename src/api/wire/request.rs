@@ -241,9 +241,16 @@ impl<'a> Message<'a> {
         [role, self.role_json, parts, &self.parts_json, metadata, self.metadata_json]
     }
 
-    /// Size of what counting tokens would look at.
+    /// Size of what counting tokens would look at. With a count of the client's that is what stands in for tool calls, and
+    /// the parts where there are several to share it.
     pub(crate) fn countable_bytes(&self) -> usize {
-        if self.token_count.is_some() { 0 } else { self.parts_json.len() }
+        let markers = self.parts.iter().filter_map(|part| part.facts.marker.as_ref()).map(String::len).sum();
+        let (role, parts) = (self.role.len(), self.parts_json.len());
+        match (self.token_count, self.parts.len()) {
+            (None, _) => role + parts + markers,
+            (Some(_), 0 | 1) => markers,
+            (Some(_), _) => parts + markers,
+        }
     }
 }
 
