@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 pub(crate) use estimator::Method;
 pub use estimator::{EstimatorError, EstimatorSpec};
 pub use render::{markdown_tables, sample};
+pub(crate) use settings::BODY_BYTES_MAX;
 pub use source::{ConfigError, Environment, Origin, ProcessEnvironment};
 
 use crate::tls::{self, Dialler, TlsError};

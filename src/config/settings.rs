@@ -14,6 +14,9 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
+/// Largest request body that any setting allows.
+pub(crate) const BODY_BYTES_MAX: u64 = 64 * MIB;
+
 const COUNT: RangeInclusive<u64> = 1..=1_000_000;
 const CACHE: RangeInclusive<u64> = MIB..=TIB;
 const TIMEOUT: RangeInclusive<u64> = 100..=3_600_000;
@@ -275,7 +278,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         default: Some("1MiB"),
         example: "",
         doc: "Largest request body; beyond it 413 too_large.",
-        field: |c| Field::Size(&mut c.body_max_bytes, KIB..=64 * MIB),
+        field: |c| Field::Size(&mut c.body_max_bytes, KIB..=BODY_BYTES_MAX),
     },
     Setting {
         section: LIMITS,

@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
+use crate::process::Node;
 use crate::support::{Answer, CONTEXTS, CONVERSATIONS, Client, DIALECTS, PATIENCE, TestServer, fresh};
 
 /// A websocket that reads frames.
@@ -438,4 +439,24 @@ async fn keys_are_wanted_before_the_upgrade() {
     let mut request = url(server.address).into_client_request().unwrap();
     request.headers_mut().insert("authorization", "Bearer k".parse().unwrap());
     assert!(connect_async(request).await.is_ok());
+}
+
+/// What was taken under a larger limit is delivered under a smaller one.
+#[tokio::test]
+async fn an_event_larger_than_the_limit_of_today_is_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::in_dir(dir.path()).with_env("FASTPACA_TOKEN_ESTIMATOR", "chars:4");
+    let text = "x".repeat(900_000);
+    let mut server = node.start().unwrap();
+    let client = Client::new(CONVERSATIONS, server.address());
+    client.create("a").await;
+    client.say("a", &text, 1).await;
+    server.terminate();
+    server.wait_exit(PATIENCE).expect("it ends");
+    let server = node.with_env("FASTPACA_BODY_MAX_BYTES", "64KiB").start().unwrap();
+    let client = Client::new(CONVERSATIONS, server.address());
+    client.post("a", json!({"event": {"role": "user", "content": text}})).await.fails(413, "too_large");
+    let mut socket = Socket::open(&client, "a", "?cursor=0").await;
+    let frame = socket.next_change(CONVERSATIONS).await;
+    assert_eq!(frame["event"]["parts"][0]["text"], text);
 }

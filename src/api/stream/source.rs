@@ -6,6 +6,7 @@
 //! its frame's turn has come: a page of nothing but settings is no single piece of work.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -111,7 +112,7 @@ impl Source {
     }
 
     /// Logs why the stream ends before its time.
-    pub(super) fn broken_off(&self, error: &ReadError) {
+    pub(super) fn broken_off(&self, error: &dyn Error) {
         let id = self.id.as_str();
         tracing::error!(event = "stream_broken_off", conversation_id = id, version = self.position, %error);
     }
