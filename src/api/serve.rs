@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -45,6 +46,9 @@ const HTTP2_SEND_BUFFER_BYTES: usize = 64 << 10;
 /// A silent HTTP/2 peer is asked for a sign of life this often, and given up after the timeout.
 const HTTP2_PING_EVERY: Duration = Duration::from_secs(30);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A peer that acknowledges nothing of what was sent to it for this long is gone. Without that a stream's writes go on into
+/// the system's buffer until that has sent them again for a quarter of an hour.
+const UNACKNOWLEDGED_MAX_MS: u32 = 60_000;
 /// Pause after a failed accept: out of descriptors, most likely, which does not pass at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long one more request is waited for at a shutdown, which may be under way, and whose answer says that the connection
@@ -140,8 +144,7 @@ impl Connection {
         shutdown: CancellationToken,
         abort: CancellationToken,
     ) {
-        // Answers are written whole: waiting for more to send would only delay them.
-        let _ = stream.set_nodelay(true);
+        set_options(&stream);
         let Some(acceptor) = self.app.tls().cloned() else {
             return self.speak(stream, builder, shutdown, abort).await;
         };
@@ -198,6 +201,13 @@ impl Connection {
     }
 }
 
+/// A connection that has ended meanwhile has no options to set, and shows that soon enough.
+fn set_options(stream: &TcpStream) {
+    // Answers are written whole: waiting for more to send would only delay them.
+    let _ = stream.set_nodelay(true);
+    let _ = set_tcp_user_timeout(stream, UNACKNOWLEDGED_MAX_MS);
+}
+
 /// Returns when a request is no longer waited for at a shutdown.
 async fn at_last(shutdown: &CancellationToken) {
     shutdown.cancelled().await;
@@ -249,4 +259,18 @@ async fn answer(
         response = response.map(|body| in_pieces(body, activity, number));
     }
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_does_not_wait_long_for_a_peer_that_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        set_options(&stream);
+        let timeout_ms = rustix::net::sockopt::tcp_user_timeout(&stream).expect("an option");
+        assert_eq!((timeout_ms, stream.nodelay().expect("an option")), (60_000, true));
+    }
 }
