@@ -1,16 +1,21 @@
 //! Receiving a request body: within a size, within a time, within the memory all bodies of a node share.
 //!
-//! A body that fits one read is handed on without a copy. A body over its limit is read to its end and thrown away,
-//! within bounds, before the refusal is sent: a client that is still writing would otherwise see a reset connection
-//! instead of the answer.
+//! A body that fits one read is handed on without a copy. What is unread of a body when a request is refused is read to
+//! its end and thrown away, within bounds, before the refusal is sent: a client that is still writing would otherwise see
+//! a reset connection instead of the answer.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
@@ -22,6 +27,8 @@ const BODIES_BYTES_MAX: usize = 256 << 20;
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// What is read of a refused body, and for how long, so that its sender gets to see the refusal.
 const DISCARD_BYTES_MAX: usize = 256 << 20;
+/// As much of one whose sender has no key.
+const DISCARD_UNAUTHORIZED_BYTES_MAX: usize = 1 << 20;
 const DISCARD_MAX: Duration = Duration::from_secs(5);
 
 /// A received body; the memory it takes is given back when this and its clones are dropped.
@@ -64,9 +71,6 @@ impl Bodies {
     ) -> Result<Received, ApiError> {
         let too_large = ApiError::TooLarge { what: "The request body".into(), limit_bytes };
         if content_length(headers).is_some_and(|length| length > limit_bytes as u64) {
-            if !headers.contains_key(header::EXPECT) {
-                discard(body, 0).await;
-            }
             return Err(too_large);
         }
         let last = Instant::now() + self.time_max;
@@ -103,10 +107,6 @@ impl Receiver<'_> {
                 return Ok(Received { bytes: whole.freeze(), _memory: self.memory.map(Arc::new) });
             }
         }
-        self.memory = None;
-        let received = whole.len();
-        drop(whole);
-        discard(self.body, received).await;
         Err(too_large)
     }
 
@@ -139,13 +139,79 @@ impl Receiver<'_> {
     }
 }
 
-/// Reads on without keeping anything, `received` bytes into the body.
-async fn discard(mut body: Body, mut received: usize) {
-    let deadline = Instant::now() + DISCARD_MAX;
-    while received < DISCARD_BYTES_MAX {
-        match timeout_at(deadline, body.frame()).await {
-            Ok(Some(Ok(frame))) => received += frame.data_ref().map_or(0, Bytes::len),
-            _ => return,
+/// What is left of a request's body once nobody reads it any more.
+#[derive(Clone)]
+pub(super) struct Unread(Arc<Mutex<Option<Body>>>);
+
+impl Unread {
+    /// The same request, whose body is left here when it is dropped before its end.
+    pub(super) fn of(request: Request) -> (Request, Unread) {
+        let unread = Unread(Arc::default());
+        // A client that waits to be asked for its body has sent nothing until then.
+        let is_sent = !request.headers().contains_key(header::EXPECT);
+        let request = request.map(|body| match body.is_end_stream() {
+            true => body,
+            false => Body::new(Left { body, is_sent, unread: unread.clone() }),
+        });
+        (request, unread)
+    }
+
+    /// Reads on without keeping anything, within bounds, if the answer is a refusal.
+    pub(super) async fn discard(&self, refusal: StatusCode) {
+        let bytes_max = match refusal {
+            // It came too slowly already.
+            StatusCode::REQUEST_TIMEOUT => return,
+            StatusCode::UNAUTHORIZED => DISCARD_UNAUTHORIZED_BYTES_MAX,
+            _ => DISCARD_BYTES_MAX,
+        };
+        let Some(mut body) = self.0.lock().take() else { return };
+        let (deadline, mut read) = (Instant::now() + DISCARD_MAX, 0);
+        while read < bytes_max {
+            match timeout_at(deadline, body.frame()).await {
+                Ok(Some(Ok(frame))) => read += frame.data_ref().map_or(0, Bytes::len),
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether there is something to discard.
+    pub(super) fn is_left(&self) -> bool {
+        self.0.lock().is_some()
+    }
+}
+
+/// A body that is left to [`Unread`] when it is dropped before its end.
+struct Left {
+    body: Body,
+    is_sent: bool,
+    unread: Unread,
+}
+
+impl http_body::Body for Left {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.is_sent = true;
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if self.is_sent && !self.body.is_end_stream() {
+            *self.unread.0.lock() = Some(std::mem::take(&mut self.body));
         }
     }
 }
@@ -209,6 +275,33 @@ mod tests {
         let too_large = Err(ApiError::TooLarge { what: "The request body".into(), limit_bytes: 5 });
         assert_eq!(received(chunks(&[b"abc", b"def", b"ghi"]), 5).await, too_large);
         assert_eq!(received(chunks(&[b"abcdef"]), 5).await, too_large);
+    }
+
+    #[tokio::test]
+    async fn what_is_unread_of_a_refused_body_is_discarded() {
+        let request = |expects: bool| {
+            let mut request = Request::new(chunks(&[b"abc", b"def"]));
+            if expects {
+                let value = HeaderValue::from_static("100-continue");
+                request.headers_mut().insert(header::EXPECT, value);
+            }
+            Unread::of(request)
+        };
+        let (request_dropped, unread) = request(false);
+        assert!(!unread.is_left(), "as long as somebody may read it");
+        drop(request_dropped);
+        assert!(unread.is_left());
+        unread.discard(StatusCode::NOT_FOUND).await;
+        assert!(!unread.is_left());
+        let (unasked, unread) = request(true);
+        drop(unasked);
+        assert!(!unread.is_left(), "it was not sent");
+        let (asked, unread) = request(true);
+        assert_eq!(
+            received(asked.into_body(), 2).await,
+            Err(ApiError::TooLarge { what: "The request body".into(), limit_bytes: 2 })
+        );
+        assert!(unread.is_left());
     }
 
     #[tokio::test]

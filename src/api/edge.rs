@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tower::ServiceExt;
 
 use super::admission::{Admission, Answers, hold_until_sent};
 use super::auth::Keys;
-use super::body::{Bodies, Received};
+use super::body::{Bodies, Received, Unread};
 use super::compress::compress;
 use super::console;
 use super::dialect::Dialect;
@@ -171,9 +171,13 @@ impl App {
         let accepted_encoding = request.headers().get(header::ACCEPT_ENCODING).cloned();
         let metrics = &inner.app.metrics;
         let mut span = begin_span(&request);
+        let (request, unread) = Unread::of(request);
         let (mut response, mut admission) = match inner.admit(&request) {
             Ok(admission) => (trace::within(span.as_ref(), inner.handle(request)).await, Some(admission)),
-            Err(refusal) => (refusal.into_response(), None),
+            Err(refusal) => {
+                drop(request);
+                (refusal.into_response(), None)
+            }
         };
         // What a write did is told in any case, and in few words.
         if let Some(admission) = admission.as_mut().filter(|_| method == Method::GET) {
@@ -187,6 +191,11 @@ impl App {
         }
         if let Some(error) = render(&mut response, Dialect::of_path(uri.path()), &request_id) {
             log_error(&error, &uri, &request_id);
+        }
+        if is_refusal(response.status()) && unread.is_left() {
+            // It is no request at work any more.
+            drop(admission.take());
+            unread.discard(response.status()).await;
         }
         if let Some(admission) = admission.filter(Admission::is_scarce) {
             response = hold_until_sent(response, admission);
@@ -277,6 +286,10 @@ impl App {
     pub(crate) async fn streams_ended(&self) {
         self.0.app.streams_open.wait().await;
     }
+}
+
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
 }
 
 /// Asked all the time by whoever looks after nodes: neither limited nor counted. A node that is not ready is no error.

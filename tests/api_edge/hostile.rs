@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use fastpaca::config::Secret;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
@@ -138,6 +139,40 @@ async fn bodies_over_the_limit_are_refused_whole() {
     let put =
         client.request(Method::PUT, &id).body(format!(r#"{{"metadata":{{"a":"{}"}}}}"#, "x".repeat(1 << 20)));
     Answer::of(put).await.fails(413, "too_large");
+}
+
+#[tokio::test]
+async fn who_is_still_sending_gets_to_see_a_refusal() {
+    let server = TestServer::start(|config| {
+        config.api_keys = vec![Secret::new("k")];
+        config.max_inflight_requests = 1;
+    });
+    let client = Client::new(CONVERSATIONS, server.address).with_key("k");
+    let (key, piece) = ("authorization: Bearer k\r\n", vec![b' '; 64 << 10]);
+    for (path, headers, pieces, status) in [
+        ("conversations/a/events", String::new(), 15, 401),
+        ("nowhere", key.to_owned(), 112, 404),
+        ("conversations/a", key.to_owned(), 112, 405),
+        ("conversations/a/events", format!("{key}accept: text/html\r\n"), 112, 406),
+        ("conversations/a/events", format!("{key}content-type: text/plain\r\n"), 112, 415),
+    ] {
+        let length = pieces * piece.len();
+        let head =
+            format!("POST /v1/{path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{headers}\r\n");
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        for sent in 0..pieces {
+            socket.write_all(&piece).await.unwrap_or_else(|error| panic!("{status}: {error}"));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if sent == pieces / 2 {
+                // The one that is refused holds no place among the requests at work.
+                client.get("absent").await.fails(404, "not_found");
+            }
+        }
+        let mut answer = [0; 12];
+        timeout(PATIENCE, socket.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"));
+    }
 }
 
 #[tokio::test]
