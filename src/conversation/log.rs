@@ -128,6 +128,30 @@ pub fn versions_from(
     Ok(page.items)
 }
 
+/// The version that follows the one which appended event `seq`; that of creation, 0, for seq 0.
+pub fn version_after_event(
+    conversation: &Conversation,
+    id: &ConversationId,
+    history: &dyn History,
+    seq: u64,
+) -> Result<u64, HistoryError> {
+    if seq == 0 || seq > conversation.last_seq {
+        return Ok(if seq == 0 { 0 } else { conversation.version + 1 });
+    }
+    let changes = Changes::new(conversation, id, history);
+    // The first version as of which the event is there. None lies below its seq.
+    let (mut low, mut high) = (seq, conversation.version);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if changes.last_seq_at(middle)? < seq {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low + 1)
+}
+
 /// A version as [`walk`] comes by it.
 #[derive(Clone, Copy)]
 enum Step<'a> {
@@ -215,5 +239,34 @@ impl<T> Page<T> {
             self.items.push(item());
         }
         fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Action;
+    use super::super::testing::{Harness, append, put, text};
+    use super::*;
+
+    #[test]
+    fn what_follows_an_event_is_found_among_changes() {
+        let mut real = Harness::new();
+        real.apply(put());
+        for n in 0..200 {
+            let token_budget = Some(10_000 + n);
+            real.apply(Action::Put { token_budget, trigger_ratio: None, policy: None, metadata: None });
+            real.apply(append((0..1 + n % 3).map(|_| text(1)).collect()));
+        }
+        let after = |seq| version_after_event(real.current(), &real.id, &real.store, seq).unwrap();
+        let all = versions_from(real.current(), &real.id, &real.store, 0, usize::MAX, u64::MAX).unwrap();
+        let mut last_seq = 0;
+        for Version { version, kind } in all {
+            if let VersionKind::Event { seq, .. } = kind {
+                assert_eq!(after(seq), version + 1);
+                last_seq = seq;
+            }
+        }
+        assert_eq!(last_seq, real.current().last_seq());
+        assert_eq!((after(0), after(last_seq + 1)), (0, real.current().version() + 1));
     }
 }

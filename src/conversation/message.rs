@@ -27,6 +27,11 @@ impl Location {
     pub fn is_placed(&self) -> bool {
         (self.segment, self.offset) != (0, 0)
     }
+
+    /// Whether this body is the one that was appended, wherever it comes from.
+    pub fn is_of(&self, body: &[u8]) -> bool {
+        body.len() == self.len as usize && crc32c::crc32c(body) == self.crc
+    }
 }
 
 /// The distinctions planning makes between roles.

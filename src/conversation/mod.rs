@@ -31,7 +31,8 @@ pub use command::{Action, Command, CompactRange, FrameLocation, Idempotency};
 pub use id::{ConversationId, InvalidId, MAX_ID_BYTES};
 pub use idempotency::{IdempotencyIndex, IdempotencyRecord, KEPT_KEYS, KEPT_MS, MAX_KEYS};
 pub use log::{
-    EventRange, StreamItem, StreamKind, Version, VersionKind, changes_after, plan_events, versions_from,
+    EventRange, StreamItem, StreamKind, Version, VersionKind, changes_after, plan_events,
+    version_after_event, versions_from,
 };
 pub use marks::{Entry, MAX_MARKS, Mark, Marks};
 pub use message::{

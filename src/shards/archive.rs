@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::history::{self, HistoryLimits, HistoryPage};
+use super::history::{self, First, HistoryLimits, HistoryPage};
 use super::local::Replica;
 use super::placement::{META_GROUP, group_of};
 use super::{ReadError, Shards, Trimmable};
-use crate::conversation::ConversationId;
+use crate::conversation::{ConversationId, EventRange, Location, plan_events};
 
 /// Records looked at in one step of a scan: about a millisecond, and the scan for what is not archived holds the group's
 /// lock for it.
@@ -95,7 +95,9 @@ impl Shards {
         limits: HistoryLimits,
     ) -> Result<Option<HistoryPage>, ReadError> {
         match self.led(group_of(id))? {
-            Some(replica) => history::read(replica.store(), &self.0.cold, id, None, limits).await,
+            Some(replica) => {
+                history::read(replica.store(), &self.0.cold, id, First::Unarchived, limits).await
+            }
             None => {
                 // Whoever leads next looks at all records, which has to include this node if it leads again at once.
                 if let Some(replica) = self.attached()?.local.replica(group_of(id)) {
@@ -104,6 +106,49 @@ impl Shards {
                 Ok(None)
             }
         }
+    }
+
+    /// What the archive is marked to hold of a conversation and follows event `seq`, oldest first; the very beginning for
+    /// seq 0. `None` if its group is not led here, or it does not exist.
+    pub async fn archived_after(
+        &self,
+        id: &ConversationId,
+        seq: u64,
+        limits: HistoryLimits,
+    ) -> Result<Option<HistoryPage>, ReadError> {
+        let Some(replica) = self.led(group_of(id))? else { return Ok(None) };
+        let first = First::AfterEvent { seq };
+        let mut page = history::read(replica.store(), &self.0.cold, id, first, limits).await?;
+        if let Some(page) = &mut page {
+            let archived = page.archived_version;
+            page.versions.retain(|version| Some(version.version) <= archived);
+        }
+        Ok(page)
+    }
+
+    /// The events of a conversation after `after_seq` and up to `upto_seq`, in order, with what their bodies are known by:
+    /// so many at most, of about so many bytes, but at least one. None if its group is not led here, or it does not exist.
+    pub async fn locations(
+        &self,
+        id: &ConversationId,
+        after_seq: u64,
+        upto_seq: u64,
+        limits: HistoryLimits,
+    ) -> Result<Vec<(u64, Location)>, ReadError> {
+        let Some(replica) = self.led(group_of(id))? else { return Ok(Vec::new()) };
+        let range = EventRange {
+            from_seq: after_seq + 1,
+            to_seq: upto_seq,
+            newest_first: false,
+            limit: limits.versions,
+            limit_bytes: limits.bytes,
+        };
+        let id = id.clone();
+        let plan = move || replica.store().read(&id, |c, history| plan_events(c, &id, history, &range));
+        let planned = tokio::task::spawn_blocking(plan).await;
+        let planned = planned.map_err(|error| ReadError::Internal(format!("look task: {error}")))??;
+        let events = planned.transpose()?.unwrap_or_default();
+        Ok(events.into_iter().map(|event| (event.seq, event.location)).collect())
     }
 
     fn led(&self, group: u16) -> Result<Option<Arc<dyn Replica>>, ReadError> {

@@ -83,9 +83,8 @@ impl Cold {
         if bodies.len() != wanted.len() {
             return Err(ReadError::Internal("the archive answered another question".into()));
         }
-        let as_appended = |(body, (_, at)): (Option<Bytes>, &(u64, Location))| {
-            body.filter(|body| body.len() == at.len as usize && crc32c::crc32c(body) == at.crc)
-        };
+        let as_appended =
+            |(body, (_, at)): (Option<Bytes>, &(u64, Location))| body.filter(|body| at.is_of(body));
         Ok(bodies.into_iter().zip(wanted).map(as_appended).collect())
     }
 }

@@ -9,8 +9,8 @@ use super::ReadError;
 use super::cold::Cold;
 use super::here::read_bodies;
 use crate::conversation::{
-    ChangeKind, ConversationId, Description, Location, MessageMeta, Settings, Version, VersionKind,
-    versions_from,
+    ChangeKind, ConversationId, Description, HistoryError, Location, MessageMeta, Settings, Version,
+    VersionKind, version_after_event, versions_from,
 };
 use crate::store::{GroupStore, Reading};
 
@@ -165,7 +165,9 @@ pub(super) async fn digests(
     limit: u64,
 ) -> Result<Option<DigestPage>, ReadError> {
     let versions = usize::try_from(limit).unwrap_or(DIGESTS_MAX).min(DIGESTS_MAX);
-    let page = read(store, cold, id, Some(first), HistoryLimits { versions, bytes: DIGESTED_BYTES }).await?;
+    let page =
+        read(store, cold, id, First::Version(first), HistoryLimits { versions, bytes: DIGESTED_BYTES })
+            .await?;
     Ok(page.map(|page| DigestPage {
         version: page.description.version,
         archived_version: page.archived_version,
@@ -176,20 +178,36 @@ pub(super) async fn digests(
 /// In place of a trimmed body that the archive lacks or has otherwise: no message's, so that its digest is none either.
 const NOT_THERE: Bytes = Bytes::from_static(b"\0");
 
-/// Reads versions from `first` on, or from the first that is not archived.
+/// Where the reading of versions begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum First {
+    Version(u64),
+    /// At the first that is not archived.
+    Unarchived,
+    /// At the one that follows event `seq`; at creation for seq 0.
+    AfterEvent {
+        seq: u64,
+    },
+}
+
+/// Reads versions from `first` on.
 pub(super) async fn read(
     store: &Arc<GroupStore>,
     cold: &Cold,
     id: &ConversationId,
-    first: Option<u64>,
+    first: First,
     limits: HistoryLimits,
 ) -> Result<Option<HistoryPage>, ReadError> {
     let reading = store.reading();
     let planned = store.read(id, |c, history| {
         let archived = c.archived_version();
-        let first = first.unwrap_or(archived.map_or(0, |archived| archived + 1));
-        let versions = versions_from(c, id, history, first, limits.versions, limits.bytes);
-        versions.map(|versions| (c.describe(), archived, versions))
+        let first = match first {
+            First::Version(first) => first,
+            First::Unarchived => archived.map_or(0, |archived| archived + 1),
+            First::AfterEvent { seq } => version_after_event(c, id, history, seq)?,
+        };
+        let versions = versions_from(c, id, history, first, limits.versions, limits.bytes)?;
+        Ok::<_, HistoryError>((c.describe(), archived, versions))
     })?;
     let Some(planned) = planned else { return Ok(None) };
     let (description, archived_version, versions) = planned?;
