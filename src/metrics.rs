@@ -148,6 +148,8 @@ metrics! {
     archive_stopped_conversations: Gauge() = "fastpaca_archive_stopped_conversations",
     /// Events of the groups led here that were trimmed: the archive alone has their bytes from then on.
     trimmed_events_total: Counter() = "fastpaca_trimmed_events_total",
+    /// Times that a conversation was not trimmed further, since the archive lacks events that it is marked to hold.
+    trims_refused_total: Counter() = "fastpaca_trims_refused_total",
     /// Trimmed events that were read from the archive.
     archive_reads_total: Counter() = "fastpaca_archive_read_events_total",
     /// Failures to read trimmed events from the archive.

@@ -15,7 +15,7 @@ use crate::shards::placement::group_of;
 use crate::shards::{HistoryLimits, HistoryPage, Shards, StoredKind};
 
 /// Bytes of bodies in a batch, about. A batch takes about four times that in memory while it is written.
-const BATCH_BYTES: u64 = 4 << 20;
+pub(super) const BATCH_BYTES: u64 = 4 << 20;
 
 /// What a batch is done with.
 #[derive(Clone)]
@@ -221,7 +221,8 @@ async fn write_each(
     Ok(sum)
 }
 
-async fn timed(context: &Context, rows: &Rows) -> Result<Written, WriteError> {
+/// Writes rows, and measures it.
+pub(super) async fn timed(context: &Context, rows: &Rows) -> Result<Written, WriteError> {
     let begun = Instant::now();
     let written = context.postgres.write(context.cluster, rows).await;
     if written.is_ok() {

@@ -7,11 +7,12 @@
 //!
 //! Reading order: `plan` decides what goes next (pure), `rows` makes rows (pure), `postgres` writes them, `batch` does one
 //! batch from log to mark, `service` runs all of it. `read` reads the archive back, for `verify` and `restore`. `trimmer`
-//! has the log let go of what the archive holds, and `cold` reads that back for clients.
+//! has the log let go of what the archive holds, `gaps` finds out whether it does, and `cold` reads that back for clients.
 
 mod backoff;
 mod batch;
 mod cold;
+mod gaps;
 mod jsonb;
 mod migrations;
 mod pace;

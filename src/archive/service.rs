@@ -82,8 +82,10 @@ impl Archive {
         if let Some(keep) = settings.tail_keep {
             let trimmer = Trimmer {
                 shards: shards.clone(),
+                postgres: postgres.clone(),
                 metrics: metrics.clone(),
                 keep,
+                batch_rows: settings.batch_rows,
                 flush_interval: settings.flush_interval,
                 cluster: cluster.clone(),
             };
