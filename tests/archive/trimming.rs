@@ -3,9 +3,9 @@
 
 use crate::support::client::{Answer, Client, message};
 use crate::support::create_conversations;
-use crate::support::postgres::{PgBouncer, Postgres};
+use crate::support::postgres::{PgBouncer, Postgres, ROLE};
 use crate::support::stream::{Next, Stream};
-use crate::world::{ANSWER_MAX, World, archiving_cluster, text, until};
+use crate::world::{ANSWER_MAX, World, archiving_cluster, failures, text, until};
 use serde_json::{Value, json};
 
 const EVENTS: usize = 700;
@@ -95,6 +95,16 @@ async fn trimmed_to(world: &World, events: usize) {
     let trimmed = async || world.client.metric("fastpaca_trimmed_events_total").await as usize;
     world.until("it is trimmed", async || trimmed().await >= events).await;
     assert_eq!(trimmed().await, events);
+}
+
+/// Waits for some more looks at what could be trimmed, in vain; `events` were trimmed before.
+async fn refused_beyond(world: &World, events: usize) {
+    let refused = async || world.client.metric("fastpaca_trims_refused_total").await;
+    trimmed_to(world, events).await;
+    let before = refused().await;
+    world.until("trimming is refused", async || refused().await >= before + 3.0).await;
+    trimmed_to(world, events).await;
+    assert!(world.process.log().contains("trim_refused"));
 }
 
 fn unavailable(answer: &Answer) {
@@ -274,6 +284,89 @@ async fn without_postgres_exactly_the_trimmed_part_is_unavailable() {
         .await;
     let again = world.client.get(&format!("{path}/events?limit=10")).await.expect(200);
     assert_eq!(again["events"], first["events"]);
+    world.archive_is_the_log().await;
+}
+
+/// As after the failover to a standby that lacks some commits: the marks say that they were made.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_archive_has_lost_stays_until_it_has_it_again() {
+    let Some(postgres) = Postgres::start() else { return };
+    let url = postgres.url();
+    let mut world = World::over(postgres, url, settings);
+    fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
+    world.archive_is_the_log().await;
+    let before = seen(&world, "narrow").await;
+    world.postgres.sql("DELETE FROM fastpaca.events WHERE version BETWEEN 150 AND 600");
+    world.postgres.sql("DELETE FROM fastpaca.changes WHERE version BETWEEN 150 AND 600");
+    world.postgres.sql(&format!("REVOKE INSERT ON fastpaca.events FROM {ROLE}"));
+
+    world.postgres.kill();
+    restart_trimming(&mut world);
+    world
+        .until("the archive is asked in vain", async || world.process.log().contains("trim_check_failed"))
+        .await;
+    trimmed_to(&world, 0).await;
+    world.postgres.run();
+    refused_beyond(&world, EVENT_RUN).await;
+    assert!(failures(&world.client, "denied").await > 0.0, "it is not sent again yet");
+    assert_eq!(seen(&world, "narrow").await, before);
+
+    world.postgres.sql(&format!("GRANT INSERT ON fastpaca.events TO {ROLE}"));
+    trimmed_to(&world, 5 * EVENT_RUN).await;
+    world.archive_is_the_log().await;
+    assert_eq!(seen(&world, "narrow").await, before);
+}
+
+/// As with a row that somebody changed, which is not written over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_archive_has_otherwise_is_not_trimmed() {
+    let Some(postgres) = Postgres::start() else { return };
+    let url = postgres.url();
+    let mut world = World::over(postgres, url, settings);
+    fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
+    world.archive_is_the_log().await;
+    let before = seen(&world, "narrow").await;
+    let damage = |world: &World, from: &str, to: &str| {
+        let body = format!("replace(body, '{from}', '{to}')");
+        world.postgres.sql(&format!("UPDATE fastpaca.events SET body = {body} WHERE seq = 300"))
+    };
+    damage(&world, "299: ", "two hundred and ninety-nine: ");
+    restart_trimming(&mut world);
+    refused_beyond(&world, 2 * EVENT_RUN).await;
+    assert_eq!(seen(&world, "narrow").await, before);
+    damage(&world, "two hundred and ninety-nine: ", "299: ");
+    trimmed_to(&world, 5 * EVENT_RUN).await;
+    world.archive_is_the_log().await;
+    assert_eq!(seen(&world, "narrow").await, before);
+}
+
+/// As with another database under the old marks.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_is_given_what_would_be_trimmed() {
+    let Some(postgres) = Postgres::start() else { return };
+    let url = postgres.url();
+    let mut world = World::over(postgres, url, settings);
+    fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
+    world.archive_is_the_log().await;
+    let before = seen(&world, "narrow").await;
+    world.postgres.sql("TRUNCATE fastpaca.events, fastpaca.changes, fastpaca.conversations");
+    restart_trimming(&mut world);
+    trimmed_to(&world, 5 * EVENT_RUN).await;
+    assert_eq!(seen(&world, "narrow").await, before);
+
+    // Once it lacks what was trimmed before, it gets no more to keep.
+    world.postgres.sql("CREATE TABLE public.saved AS SELECT * FROM fastpaca.events WHERE seq = 640");
+    world.postgres.sql("DELETE FROM fastpaca.events WHERE seq = 640");
+    let path = "/v1/conversations/narrow/events";
+    let more: Vec<Value> = (0..100).map(|n| message(&format!("{n} more"))).collect();
+    for _ in 0..3 {
+        world.client.post(path, &json!({"events": more})).await.expect(201);
+    }
+    refused_beyond(&world, 5 * EVENT_RUN).await;
+    unavailable(&world.client.get(&format!("{path}?from_seq=640&to_seq=640")).await);
+    world.client.get(&format!("{path}?from_seq=641&to_seq=1000&limit=500")).await.expect(200);
+    world.postgres.sql("INSERT INTO fastpaca.events SELECT * FROM public.saved");
+    trimmed_to(&world, 7 * EVENT_RUN).await;
     world.archive_is_the_log().await;
 }
 
