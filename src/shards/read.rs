@@ -167,9 +167,9 @@ impl Shards {
                     };
                     match fresh {
                         Ok(()) => {
-                            let wanted = options.min_version;
-                            await_version(replica.store(), id, linearizable, wanted, MIN_VERSION_WAIT).await?;
-                            return Ok(Reached::Here(replica.store().clone()));
+                            let (store, wanted) = (replica.store(), options.min_version);
+                            await_version(store, id, linearizable, wanted, MIN_VERSION_WAIT).await?;
+                            return Ok(Reached::Here(store.clone()));
                         }
                         Err(missed) => missed,
                     }
