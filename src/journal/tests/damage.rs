@@ -150,7 +150,7 @@ fn refusing_a_corrupt_journal_changes_nothing() {
     let before = disk.contents(&name).unwrap();
     let error = Rig::open(&disk, ScanFrom::Checkpoint).err().unwrap();
     let text = error.to_string();
-    assert!(text.contains(&name) && text.contains("join again"), "{text}");
+    assert!(text.contains(&name) && text.contains("FASTPACA_REPLACE=true"), "{text}");
     assert_eq!(disk.contents(&name).unwrap(), before);
 }
 
