@@ -10,7 +10,7 @@ use crate::support::faults::can_trace;
 /// Operations for each fault, and for the time before the first.
 const SHARE: usize = 400;
 /// The same where each takes long.
-const SLOW_SHARE: usize = 100;
+const SLOW_SHARE: usize = 40;
 
 const NODES: usize = 3;
 
