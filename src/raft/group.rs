@@ -152,10 +152,8 @@ impl Group {
 
     /// The node that leads, if this one knows and can reach it.
     pub fn leader(&self) -> Option<u128> {
-        let may_lead_here = !self.gives_way();
-        let metrics = self.metrics.borrow_watched();
-        let node = leader_node(&metrics)?;
-        let is_known = if node == self.node_id { may_lead_here } else { self.liveness.is_linked(node) };
+        let node = leader_node(&self.metrics.borrow_watched())?;
+        let is_known = if node == self.node_id { !self.gives_way() } else { self.liveness.is_linked(node) };
         is_known.then_some(node)
     }
 

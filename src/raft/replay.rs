@@ -9,7 +9,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openraft::EntryPayload;
 use tracing::info;
 
 use super::codec::{self, Checkpoint, GroupCheckpoint, ImportBegin, RecordError};
@@ -18,7 +17,7 @@ use super::log_store::GroupLog;
 use super::recovery::{AttemptError, RecoverySettings};
 use super::snapshot::{self, Installed};
 use super::state_machine::{applied, apply_entry, log_id};
-use super::types::{Host, LogId, Proposal, ReplicaId};
+use super::types::{LogId, ReplicaId};
 use crate::conversation::FrameLocation;
 use crate::journal::{FIRST_SEGMENT, Frame, FrameKind, Payloads, Position};
 use crate::store::{Applied, GroupStore, StoreError};
@@ -92,13 +91,6 @@ fn begin_import(import: &mut Option<Import>, begin: &ImportBegin) {
     };
     frames.truncate(kept);
     *import = Some(Import { base: begin.base, frames });
-}
-
-fn command_bytes(payload: &EntryPayload<Proposal, ReplicaId, Host>) -> usize {
-    match payload {
-        EntryPayload::Normal(proposal) => proposal.command.len(),
-        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
-    }
 }
 
 fn lacks(group: u16, index: u64) -> ReplayError {
@@ -304,15 +296,14 @@ impl Replay {
             let entries = log.committed_from(next, COMMIT_BYTES, &|at, len| self.payloads.read(at, len));
             let entries = entries.map_err(StoreError::from)?;
             let Some((last, _)) = entries.last() else { return Ok(()) };
-            let first = next;
-            let bytes: usize = entries.iter().map(|(_, payload)| command_bytes(payload)).sum();
-            next = last.index + 1;
+            let first = std::mem::replace(&mut next, last.index + 1);
             for (log_id, payload) in entries {
                 apply_entry(&store, &log_id, payload)?;
             }
             log.forget_payloads(first, next - 1);
-            if bytes >= COMMIT_BYTES {
-                self.flush_if_due(bytes)?;
+            if log.first_committed_from(next).is_some() {
+                // More follows only a portion of that size.
+                self.flush_if_due(COMMIT_BYTES)?;
             }
         }
     }
