@@ -287,15 +287,21 @@ async fn without_postgres_exactly_the_trimmed_part_is_unavailable() {
     world.archive_is_the_log().await;
 }
 
-/// As after the failover to a standby that lacks some commits: the marks say that they were made.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_archive_has_lost_stays_until_it_has_it_again() {
-    let Some(postgres) = Postgres::start() else { return };
+/// A conversation that the archive has whole and that is not trimmed yet, and what clients see of it.
+async fn archived_narrow() -> Option<(World, Vec<Value>)> {
+    let postgres = Postgres::start()?;
     let url = postgres.url();
-    let mut world = World::over(postgres, url, settings);
+    let world = World::over(postgres, url, settings);
     fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
     world.archive_is_the_log().await;
     let before = seen(&world, "narrow").await;
+    Some((world, before))
+}
+
+/// As after the failover to a standby that lacks some commits: the marks say that they were made.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_archive_has_lost_stays_until_it_has_it_again() {
+    let Some((mut world, before)) = archived_narrow().await else { return };
     world.postgres.sql("DELETE FROM fastpaca.events WHERE version BETWEEN 150 AND 600");
     world.postgres.sql("DELETE FROM fastpaca.changes WHERE version BETWEEN 150 AND 600");
     world.postgres.sql(&format!("REVOKE INSERT ON fastpaca.events FROM {ROLE}"));
@@ -320,12 +326,7 @@ async fn what_the_archive_has_lost_stays_until_it_has_it_again() {
 /// As with a row that somebody changed, which is not written over.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_archive_has_otherwise_is_not_trimmed() {
-    let Some(postgres) = Postgres::start() else { return };
-    let url = postgres.url();
-    let mut world = World::over(postgres, url, settings);
-    fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
-    world.archive_is_the_log().await;
-    let before = seen(&world, "narrow").await;
+    let Some((mut world, before)) = archived_narrow().await else { return };
     let damage = |world: &World, from: &str, to: &str| {
         let body = format!("replace(body, '{from}', '{to}')");
         world.postgres.sql(&format!("UPDATE fastpaca.events SET body = {body} WHERE seq = 300"))
@@ -343,12 +344,7 @@ async fn what_the_archive_has_otherwise_is_not_trimmed() {
 /// As with another database under the old marks.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_database_is_given_what_would_be_trimmed() {
-    let Some(postgres) = Postgres::start() else { return };
-    let url = postgres.url();
-    let mut world = World::over(postgres, url, settings);
-    fill(&world.client, "narrow", &json!({"policy": narrow()})).await;
-    world.archive_is_the_log().await;
-    let before = seen(&world, "narrow").await;
+    let Some((mut world, before)) = archived_narrow().await else { return };
     world.postgres.sql("TRUNCATE fastpaca.events, fastpaca.changes, fastpaca.conversations");
     restart_trimming(&mut world);
     trimmed_to(&world, 5 * EVENT_RUN).await;
