@@ -15,9 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use fastpaca::journal::{
-    BatchReport, Class, Completion, Draft, FrameKind, Journal, Observer, Options, RealDisk, ScanFrom,
-};
+use fastpaca::journal::{Completion, Draft, FrameKind, Journal, OnBatch, Options, RealDisk, ScanFrom};
 use parking_lot::Mutex;
 
 const ENTRY_BYTES: usize = 600;
@@ -118,12 +116,6 @@ struct Syncs {
     times: Mutex<Vec<Duration>>,
 }
 
-impl Observer for Syncs {
-    fn batch_synced(&self, report: &BatchReport) {
-        self.times.lock().push(report.sync);
-    }
-}
-
 impl Syncs {
     /// Median and 99th percentile of the journal's fsyncs since the last call.
     fn take_percentiles(&self) -> (Duration, Duration) {
@@ -144,7 +136,9 @@ impl Subject {
     fn new(path: &Path) -> Self {
         let disk = Arc::new(RealDisk::open(path).expect("the journal's directory"));
         let observer = Arc::new(Syncs::default());
-        let options = Options { observer: observer.clone(), ..Options::new(1) };
+        let observed = Arc::clone(&observer);
+        let on_batch: OnBatch = Arc::new(move |report| observed.times.lock().push(report.sync));
+        let options = Options { on_batch, ..Options::new(1) };
         let opened = Journal::open(options, disk, ScanFrom::Beginning, &mut |_| Ok(()));
         let (journal, _) = opened.expect("an open journal");
         Subject { journal, observer, payload: vec![0x5A; ENTRY_BYTES], next_group: 0 }
@@ -169,7 +163,7 @@ impl Subject {
             let draft = [Draft { kind: FrameKind::Entry, group, payload: &[&self.payload] }];
             let sender = sender.clone();
             let done: Completion = Box::new(move |result| sender.send(result).expect("a waiting bench"));
-            block_on(self.journal.append(Class::Data, &draft, Some(done))).expect("an append");
+            block_on(self.journal.append(&draft, Some(done))).expect("an append");
         }
         for _ in 0..batch {
             synced.recv().expect("a completion").expect("a synced batch");

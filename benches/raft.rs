@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastpaca::conversation::{Action, ConversationId, NewMessage, PartKind, PartMeta, RoleKind, ToolRef};
-use fastpaca::journal::{Class, Draft, FrameKind, Journal, Options, RealDisk, ScanFrom};
+use fastpaca::journal::{Draft, FrameKind, Journal, Options, RealDisk, ScanFrom};
 use fastpaca::metrics::Metrics;
 use fastpaca::peer::{PROTOCOLS, PeerSettings, Peers, Secrets};
 use fastpaca::raft::{NoPeers, Node, NodeSettings, RecoverySettings};
@@ -106,7 +106,7 @@ async fn bare_journal(dir: &Path, clients: usize) -> Rate {
             let draft =
                 Draft { kind: FrameKind::Entry, group: (n % 256) as u16, payload: &[&[7; BODY_BYTES]] };
             let done = Box::new(move |result| drop(tx.send(result)));
-            journal.append(Class::Data, &[draft], Some(done)).await.expect("room");
+            journal.append(&[draft], Some(done)).await.expect("room");
             rx.await.expect("a completion").expect("a synced append");
         }
     })

@@ -23,7 +23,7 @@ use crate::api::{self, App, PeerDoor, PeerIo, Unproven};
 use crate::archive::{Archive, ArchiveSettings, ClusterView};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
-use crate::journal::{self, BatchReport, Observer, Options, RealDisk};
+use crate::journal::{self, OnBatch, Options, RealDisk};
 use crate::metrics::Metrics;
 use crate::peer::{self, KNOWS_TRIMS, PeerSettings, Peers};
 use crate::raft::{Node, NodeSettings, ReclaimSettings, RecoverySettings, request_rebuild};
@@ -259,7 +259,7 @@ async fn start_node(
     let mut journal = Options::new(node_id);
     journal.segment_bytes = config.segment_bytes as u32;
     journal.reserve_bytes = config.disk_reserve_bytes;
-    journal.observer = Arc::new(JournalMetrics(metrics.clone()));
+    journal.on_batch = report_batches(metrics.clone());
     let poisoned = failure.clone();
     journal.on_poison = Arc::new(move |reason| poisoned.raise(format!("journal: {reason}"), false));
     let index_dir = dir.join("index");
@@ -411,14 +411,11 @@ fn boot_id() -> String {
 }
 
 /// Feeds the journal's reports to the metrics.
-struct JournalMetrics(Metrics);
-
-impl Observer for JournalMetrics {
-    fn batch_synced(&self, report: &BatchReport) {
-        let metrics = &self.0;
+fn report_batches(metrics: Metrics) -> OnBatch {
+    Arc::new(move |report| {
         metrics.journal_fsync_seconds.observe(report.sync.as_secs_f64());
         metrics.journal_batch_bytes.observe(report.bytes as f64);
         metrics.journal_batch_frames.observe(f64::from(report.frames));
         metrics.journal_bytes_total.inc_by(report.bytes as u64);
-    }
+    })
 }

@@ -8,10 +8,6 @@ use super::format::Position;
 /// written and the completion will not be called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Free disk space is below the reserve, which is kept for
-    /// [`Class::Essential`](super::Class::Essential) frames.
-    #[error("no disk space is left outside the reserve")]
-    Full,
     /// The queue, or the room prepared on disk, is used up for the moment. Only
     /// [`Journal::try_append`](super::Journal::try_append) says so; `append` waits.
     #[error("the journal's queue is full for the moment")]

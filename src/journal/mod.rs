@@ -44,6 +44,7 @@ use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 pub use batch::{Completion, Draft};
 pub use disk::{Disk, DiskFile, RealDisk};
@@ -51,8 +52,8 @@ pub use error::{AppendError, OpenError, VisitError};
 pub(crate) use format::FRAME_HEADER_BYTES;
 pub(crate) use format::segment_file;
 pub use format::{FIRST_SEGMENT, FrameKind, Position};
-pub use options::{BatchReport, Observer, OnPoison, Options, Unobserved};
-pub use queue::{Class, Space};
+pub use options::{BatchReport, OnBatch, OnPoison, Options};
+pub use queue::Space;
 pub use recovery::{Recovery, ScanFrom, TornTail};
 pub use scan::Frame;
 pub use segments::SegmentStats;
@@ -208,12 +209,11 @@ impl Journal {
     /// If a draft's kind is one that the journal writes itself.
     pub async fn append(
         &self,
-        class: Class,
         frames: &[Draft<'_>],
         done: Option<Completion>,
     ) -> Result<Vec<Position>, AppendError> {
         let measured = self.measure(frames)?;
-        let request = Request { class, drafts: frames, measured: &measured, checkpoint: None };
+        let request = Request { drafts: frames, measured: &measured, checkpoint: None };
         self.inner.shared.enqueue_when_room(request, done).await
     }
 
@@ -224,19 +224,12 @@ impl Journal {
     /// If a draft's kind is one that the journal writes itself.
     pub fn try_append(
         &self,
-        class: Class,
         frames: &[Draft<'_>],
         mut done: Option<Completion>,
     ) -> Result<Vec<Position>, AppendError> {
         let measured = self.measure(frames)?;
-        let request = Request { class, drafts: frames, measured: &measured, checkpoint: None };
+        let request = Request { drafts: frames, measured: &measured, checkpoint: None };
         self.inner.shared.enqueue(&request, &mut done)
-    }
-
-    /// Whether an append of this class would be refused now, so that a proposal can be refused
-    /// before it is made: `Full`, `Poisoned` or `Closed`.
-    pub fn admit(&self, class: Class) -> Result<(), AppendError> {
-        self.inner.shared.admit(class)
     }
 
     /// The most bytes one append may take on disk.
@@ -249,9 +242,11 @@ impl Journal {
         self.inner.shared.writing_for() > self.inner.shared.options.hangs_after
     }
 
-    /// Whether there is disk space for data, outside the reserve.
+    /// Whether there is disk space outside the reserve. Without, nothing should be proposed that could be refused: what is
+    /// appended all the same goes into the reserve, and waits when even that is used up.
     pub fn has_space(&self) -> bool {
-        self.admit(Class::Data) != Err(AppendError::Full)
+        let (_, space, _) = self.inner.shared.levels();
+        space == Space::Ample
     }
 
     fn measure(&self, frames: &[Draft<'_>]) -> Result<Vec<batch::Measured>, AppendError> {
@@ -281,20 +276,14 @@ impl Journal {
         let encoded = scan_from.encode();
         let draft = Draft { kind: FrameKind::Checkpoint, group: 0, payload: &[&encoded, payload] };
         self.check_size(&[draft])?;
-        let request = Request {
-            class: Class::Essential,
-            drafts: &[draft],
-            measured: &[draft.measure()],
-            checkpoint: Some(scan_from),
-        };
-        let positions = shared.enqueue_when_room(request, None).await?;
-        let at = positions[0];
-        match shared.wait_synced(at).await {
-            Ok(()) => Ok(at.plus(encoded.len())),
-            Err(_) => Err(match shared.poisoned() {
-                Some(reason) => AppendError::Poisoned(reason.to_owned()),
-                None => AppendError::Closed,
-            }),
+        let request = Request { drafts: &[draft], measured: &[draft.measure()], checkpoint: Some(scan_from) };
+        let (tell, told) = oneshot::channel();
+        // Who asked may have gone.
+        let done: Completion = Box::new(move |result| drop(tell.send(result)));
+        let positions = shared.enqueue_when_room(request, Some(done)).await?;
+        match told.await {
+            Ok(Ok(())) => Ok(positions[0].plus(encoded.len())),
+            _ => Err(AppendError::Poisoned(shared.poisoned().unwrap_or_default().to_owned())),
         }
     }
 
@@ -308,12 +297,7 @@ impl Journal {
         self.inner.shared.end()
     }
 
-    /// Waits until everything before `position` is on disk, lazy frames included.
-    pub async fn wait_synced(&self, position: Position) -> io::Result<()> {
-        self.inner.shared.wait_synced(position).await
-    }
-
-    /// As [`Journal::wait_synced`], for a thread that may block.
+    /// Waits until everything before `position` is on disk, lazy frames included. For a thread that may block.
     pub fn block_until_synced(&self, position: Position) -> io::Result<()> {
         self.inner.shared.block_until_synced(position)
     }

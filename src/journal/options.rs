@@ -25,27 +25,12 @@ pub struct BatchReport {
     pub bytes: usize,
     /// Frames in the batch.
     pub frames: u32,
-    /// Appends that waited for it.
-    pub completions: usize,
-    /// Bytes still queued behind it.
-    pub queued_bytes: usize,
-    /// Time the write took.
-    pub write: Duration,
     /// Time the fsync took.
     pub sync: Duration,
 }
 
-/// Where the journal reports what it does. Called on its own threads; must be cheap.
-pub trait Observer: Send + Sync {
-    /// A batch is on disk.
-    fn batch_synced(&self, _report: &BatchReport) {}
-}
-
-/// Reports nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {}
+/// Called for each batch that is on disk, on the journal's own thread; must be cheap.
+pub type OnBatch = Arc<dyn Fn(&BatchReport) + Send + Sync>;
 
 /// Called once, with the reason, after a write or fsync failed and every waiter was told.
 pub type OnPoison = Arc<dyn Fn(&str) + Send + Sync>;
@@ -59,7 +44,7 @@ pub struct Options {
     pub segment_bytes: u32,
     /// Bytes of queued and not yet synced frames beyond which appends wait.
     pub queue_bytes_max: usize,
-    /// Free disk space below which `Class::Data` is refused.
+    /// Free disk space below which [`Journal::has_space`](super::Journal::has_space) says no.
     pub reserve_bytes: u64,
     /// How long the journal is quiet before lazy frames, or a watermark that proves the last
     /// batch, are written.
@@ -69,7 +54,7 @@ pub struct Options {
     /// How long the disk may take for a batch before it counts as hanging.
     pub hangs_after: Duration,
     /// Where batches are reported.
-    pub observer: Arc<dyn Observer>,
+    pub on_batch: OnBatch,
     /// What to do when the journal has become unusable, usually: end the process.
     pub on_poison: OnPoison,
 }
@@ -85,7 +70,7 @@ impl Options {
             idle_delay: Duration::from_millis(200),
             space_interval: Duration::from_secs(1),
             hangs_after: Duration::from_secs(3),
-            observer: Arc::new(Unobserved),
+            on_batch: Arc::new(|_| {}),
             on_poison: Arc::new(|_| {}),
         }
     }

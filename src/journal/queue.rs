@@ -8,22 +8,12 @@ use std::sync::Arc;
 use super::batch::{Batch, Completion, Draft, Measured, Sealed};
 use super::format::{BLOCK_BYTES, FRAME_HEADER_BYTES, FrameKind, Position};
 
-/// Who may still append when disk space runs out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Class {
-    /// Clients' data: refused with [`AppendError::Full`] once only the reserve is left.
-    Data,
-    /// Votes, Raft's own entries, what is needed to free space: goes on into the reserve, and
-    /// waits when even that is used up.
-    Essential,
-}
-
 /// How much disk space there is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Space {
     /// More than the reserve.
     Ample,
-    /// Only the reserve: `Class::Data` is refused.
+    /// Only the reserve, for what was accepted before, for votes, and for what is needed to free space.
     Low,
     /// The next segment could not be created.
     Exhausted,
@@ -86,7 +76,6 @@ pub(super) struct Checkpoint {
 /// What an append brings.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
-    pub(super) class: Class,
     pub(super) drafts: &'a [Draft<'a>],
     /// One for each draft.
     pub(super) measured: &'a [Measured],

@@ -19,7 +19,7 @@ use super::error::AppendError;
 use super::format::Position;
 use super::gather::Gather;
 use super::options::Options;
-use super::queue::{Checkpoint, Class, Queue, Request, Space, Start, Taken};
+use super::queue::{Checkpoint, Queue, Request, Space, Start, Taken};
 
 /// How often who blocks until a sync looks whether the journal has ended.
 const BLOCKED_MAX: Duration = Duration::from_millis(100);
@@ -34,8 +34,6 @@ pub(super) struct Shared {
     prepare: Condvar,
     /// Wakes appends that wait for room.
     room: Notify,
-    /// Wakes `wait_synced`.
-    progress: Notify,
     /// Wakes `block_until_synced`.
     synced_further: Condvar,
     /// Packed position: everything before it can be read from the files.
@@ -59,7 +57,6 @@ impl Shared {
             work: Condvar::new(),
             prepare: Condvar::new(),
             room: Notify::new(),
-            progress: Notify::new(),
             synced_further: Condvar::new(),
             written: AtomicU64::new(start.end.pack()),
             synced: AtomicU64::new(start.end.pack()),
@@ -74,24 +71,6 @@ impl Shared {
 
     // ---- appending
 
-    /// Whether an append of this class would be refused outright.
-    pub(super) fn admit(&self, class: Class) -> Result<(), AppendError> {
-        self.admit_locked(&self.queue.lock(), class)
-    }
-
-    fn admit_locked(&self, queue: &Queue, class: Class) -> Result<(), AppendError> {
-        if let Some(reason) = self.poison.get() {
-            return Err(AppendError::Poisoned(reason.clone()));
-        }
-        if queue.closing {
-            return Err(AppendError::Closed);
-        }
-        if class == Class::Data && queue.space != Space::Ample {
-            return Err(AppendError::Full);
-        }
-        Ok(())
-    }
-
     /// Queues frames, or says why not; `done` is taken only if they were queued.
     pub(super) fn enqueue(
         &self,
@@ -100,7 +79,12 @@ impl Shared {
     ) -> Result<Vec<Position>, AppendError> {
         let bytes = request.disk_bytes();
         let mut queue = self.queue.lock();
-        self.admit_locked(&queue, request.class)?;
+        if let Some(reason) = self.poison.get() {
+            return Err(AppendError::Poisoned(reason.clone()));
+        }
+        if queue.closing {
+            return Err(AppendError::Closed);
+        }
         let over = queue.queued_bytes as u64 + bytes > self.options.queue_bytes_max as u64;
         // What is larger than the bound goes in alone.
         if over && queue.queued_bytes > 0 {
@@ -173,20 +157,7 @@ impl Shared {
 
     // ---- waiting
 
-    /// Waits until everything before `position` is synced.
-    pub(super) async fn wait_synced(&self, position: Position) -> io::Result<()> {
-        loop {
-            let progress = self.progress.notified();
-            if self.synced() >= position {
-                return Ok(());
-            }
-            self.check_alive()?;
-            self.hurry(position)?;
-            progress.await;
-        }
-    }
-
-    /// As [`Shared::wait_synced`], on a thread that may block.
+    /// Blocks until everything before `position` is synced.
     pub(super) fn block_until_synced(&self, position: Position) -> io::Result<()> {
         self.hurry(position)?;
         loop {
@@ -309,20 +280,17 @@ impl Shared {
         self.written.store(position.pack(), Ordering::Release);
     }
 
-    /// The batch being written is on disk. Returns the bytes still queued.
-    pub(super) fn set_synced(&self, batch: &Sealed) -> usize {
+    /// The batch being written is on disk.
+    pub(super) fn set_synced(&self, batch: &Sealed) {
         if let Some(scan_from) = batch.checkpoint {
             *self.checkpoint.lock() = Some(Checkpoint { batch: batch.base, scan_from });
         }
         self.synced.store(batch.end.pack(), Ordering::Release);
-        let mut queue = self.queue.lock();
-        queue.let_go(batch);
-        queue.queued_bytes
+        self.queue.lock().let_go(batch);
     }
 
     /// Wakes whoever waits for room or for progress.
     pub(super) fn wake(&self) {
-        self.progress.notify_waiters();
         self.synced_further.notify_all();
         self.room.notify_waiters();
     }

@@ -108,14 +108,8 @@ impl Writer {
 
     fn complete(&mut self, taken: Taken, write: Duration, sync: Duration) {
         let Taken { batch, completions } = taken;
-        let report = BatchReport {
-            bytes: batch.bytes.len(),
-            frames: batch.frames,
-            completions: completions.len(),
-            queued_bytes: self.shared.set_synced(&batch),
-            write,
-            sync,
-        };
+        let report = BatchReport { bytes: batch.bytes.len(), frames: batch.frames, sync };
+        self.shared.set_synced(&batch);
         self.gather.synced(write + sync);
         self.chain = batch.crc;
         self.end = batch.end;
@@ -125,7 +119,7 @@ impl Writer {
             done(Ok(()));
         }
         self.shared.wake();
-        self.shared.options.observer.batch_synced(&report);
+        (self.shared.options.on_batch)(&report);
         // A reader may still hold the batch; then its buffer goes with the reader.
         if let Ok(batch) = Arc::try_unwrap(batch)
             && batch.bytes.capacity() <= BUFFER_KEEP_BYTES_MAX

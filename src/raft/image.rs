@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::codec::{Reader, RecordError, VERSION};
 use super::log_store::LogStore;
-use crate::journal::{AppendError, Class, Draft, FrameKind, Position};
+use crate::journal::{AppendError, Draft, FrameKind, Position};
 
 /// In the group number of a frame: it belongs to an image.
 pub(crate) const IMAGE: u16 = 1 << 15;
@@ -62,7 +62,7 @@ impl Imaging {
     /// Writes a frame and returns where its payload begins.
     pub(crate) async fn write(&self, kind: FrameKind, payload: &[u8]) -> io::Result<Position> {
         let draft = Draft { kind, group: self.0.group | IMAGE, payload: &[payload] };
-        let positions = self.0.journal().append(Class::Essential, &[draft], None).await;
+        let positions = self.0.journal().append(&[draft], None).await;
         Ok(positions.map_err(io::Error::other)?[0])
     }
 
@@ -81,7 +81,7 @@ impl Imaging {
                 if state.image != ImageState::Running {
                     return Ok(false);
                 }
-                match self.0.journal().try_append(Class::Essential, &[draft], None) {
+                match self.0.journal().try_append(&[draft], None) {
                     Ok(_) => {
                         state.image = ImageState::Allowed;
                         return Ok(true);

@@ -21,7 +21,7 @@ use super::image::ImageState;
 use super::log_reader::LogReader;
 use super::rpc::ENTRY_OVERHEAD_BYTES;
 use super::types::{Entry, Host, LogId, Membership, Proposal, ReplicaId, TypeConfig, Vote};
-use crate::journal::{Class, Completion, Draft, FRAME_HEADER_BYTES, FrameKind, Journal, Position};
+use crate::journal::{Completion, Draft, FRAME_HEADER_BYTES, FrameKind, Journal, Position};
 
 /// Entries that openraft hands over together are cut into appends of about this many bytes, since one append must
 /// fit into a segment.
@@ -301,7 +301,7 @@ impl LogStore {
             .iter()
             .map(|payload| Draft { kind: FrameKind::Import, group: self.group, payload })
             .collect();
-        self.journal.append(Class::Essential, &drafts, None).await.map_err(io::Error::other)
+        self.journal.append(&drafts, None).await.map_err(io::Error::other)
     }
 
     /// The snapshot whose frames begin there will not be installed.
@@ -336,8 +336,7 @@ impl LogStore {
         done: Option<Completion>,
     ) -> io::Result<Position> {
         let draft = Draft { kind, group: self.group, payload: &[payload] };
-        let positions =
-            self.journal.append(Class::Essential, &[draft], done).await.map_err(io::Error::other)?;
+        let positions = self.journal.append(&[draft], done).await.map_err(io::Error::other)?;
         Ok(positions[0])
     }
 
@@ -356,7 +355,7 @@ impl LogStore {
             .iter()
             .map(|payload| Draft { kind: FrameKind::Entry, group: self.group, payload })
             .collect();
-        let frames = self.journal.append(Class::Essential, &drafts, done).await.map_err(io::Error::other)?;
+        let frames = self.journal.append(&drafts, done).await.map_err(io::Error::other)?;
         let mut state = self.state.lock();
         for (Encoded { entry, body, .. }, frame) in batch.into_iter().zip(frames) {
             let body = match entry.payload {

@@ -24,7 +24,7 @@ use super::{Failed, Outcome};
 use crate::advise::figures::Calibration;
 use crate::advise::workload::BadInput;
 use crate::config::Config;
-use crate::journal::{BatchReport, Class, Draft, FrameKind, Journal, Observer, Options, RealDisk, ScanFrom};
+use crate::journal::{Draft, FrameKind, Journal, OnBatch, Options, RealDisk, ScanFrom};
 use crate::server::Server;
 use crate::tokens::Estimator;
 
@@ -110,20 +110,13 @@ fn machine() -> String {
     format!("{cores} cores of {}", model.map_or("an unnamed CPU", |(_, model)| model.trim()))
 }
 
-#[derive(Default)]
-struct Syncs(Mutex<Vec<Duration>>);
-
-impl Observer for Syncs {
-    fn batch_synced(&self, report: &BatchReport) {
-        self.0.lock().push(report.sync);
-    }
-}
-
 /// Median and 99th percentile of the journal's fsyncs, one message each, in milliseconds.
 fn fsyncs(dir: &Path, length: Duration) -> Result<(f64, f64), Error> {
     fs::create_dir_all(dir)?;
-    let observer = Arc::new(Syncs::default());
-    let options = Options { observer: observer.clone(), ..Options::new(1) };
+    let syncs: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let observed = Arc::clone(&syncs);
+    let on_batch: OnBatch = Arc::new(move |report| observed.lock().push(report.sync));
+    let options = Options { on_batch, ..Options::new(1) };
     let disk = Arc::new(RealDisk::open(dir)?);
     let (journal, _) = Journal::open(options, disk, ScanFrom::Beginning, &mut |_| Ok(()))?;
     let payload = [0x5A; MESSAGE_BYTES];
@@ -135,13 +128,13 @@ fn fsyncs(dir: &Path, length: Duration) -> Result<(f64, f64), Error> {
         runtime.block_on(async {
             let (tell, told) = tokio::sync::oneshot::channel();
             let done = Box::new(move |result| drop(tell.send(result)));
-            journal.append(Class::Data, &draft, Some(done)).await?;
+            journal.append(&draft, Some(done)).await?;
             told.await??;
             Ok::<_, Error>(())
         })?;
     }
     journal.shutdown();
-    let mut times = std::mem::take(&mut *observer.0.lock());
+    let mut times = std::mem::take(&mut *syncs.lock());
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
     if times.is_empty() { Err("no fsync was done".into()) } else { Ok((at(0.5), at(0.99))) }

@@ -55,7 +55,7 @@ async fn one_append_may_carry_many_frames_and_pieces() {
         Draft { kind: FrameKind::Entry, group: 0, payload: &[b"entry"] },
     ];
     let (done, synced) = completion();
-    let positions = journal.append(Class::Essential, &drafts, done).await.unwrap();
+    let positions = journal.append(&drafts, done).await.unwrap();
     synced.await.unwrap().unwrap();
     assert_eq!(positions.len(), 3);
     assert_eq!(journal.read(positions[0].segment, positions[0].offset, 4).unwrap(), "vote");

@@ -21,7 +21,7 @@ fn journal(rng: &mut Rng) -> (SimDisk, Vec<Written>) {
         rig.prepare();
         let payloads: Vec<Vec<u8>> =
             (0..1 + rng.below(3)).map(|_| vec![number; rng.below(2500) as usize]).collect();
-        let positions = rig.append(Class::Data, 0, &payloads).unwrap();
+        let positions = rig.append(0, &payloads).unwrap();
         assert!(rig.write());
         batches.push(Written { base: start_of(positions[0]), end: rig.journal.synced() });
         if number == 12 {
@@ -52,7 +52,7 @@ fn a_tail_torn_at_any_byte_is_cut_off() {
     let mut rig = Rig::open(&disk, ScanFrom::Beginning).unwrap();
     rig.append_synced(b"stays");
     let before = rig.journal.end();
-    rig.append(Class::Data, 1, &[vec![0xAA; 700], vec![0xBB; 4000]]).unwrap();
+    rig.append(1, &[vec![0xAA; 700], vec![0xBB; 4000]]).unwrap();
     rig.write();
     let (from, to) = (before.align_up().offset, rig.journal.end().offset);
     let name = segment_file(1);
@@ -195,7 +195,7 @@ fn blocks_in_the_wrong_place_are_named() {
     let disk = SimDisk::new();
     let mut rig = Rig::open(&disk, ScanFrom::Beginning).unwrap();
     for number in 0..3_u8 {
-        rig.append(Class::Data, 0, &[vec![number; 10]]).unwrap();
+        rig.append(0, &[vec![number; 10]]).unwrap();
         rig.write();
     }
     rig.write_all();

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use futures_util::FutureExt;
-
 use super::rig::{Rig, rig_options};
 use super::*;
 use crate::journal::format::segment_file;
@@ -29,8 +27,8 @@ fn a_failed_write_or_fsync_poisons_and_is_not_repeated() {
         let disk = SimDisk::new();
         let mut rig = Rig::open_with(options, &disk, ScanFrom::Beginning).unwrap();
         let safe = rig.append_synced(b"safe");
-        rig.append(Class::Data, 1, &[b"one".to_vec()]).unwrap();
-        rig.append(Class::Data, 2, &[b"two".to_vec()]).unwrap();
+        rig.append(1, &[b"one".to_vec()]).unwrap();
+        rig.append(2, &[b"two".to_vec()]).unwrap();
         let end = rig.journal.end();
         disk.fail(op, 1, io::ErrorKind::Other);
         assert!(!rig.write());
@@ -39,12 +37,9 @@ fn a_failed_write_or_fsync_poisons_and_is_not_repeated() {
         assert_eq!(count.load(Ordering::SeqCst), 1);
         assert!(reason.lock().contains(&segment_file(1)), "{}", reason.lock());
         assert_eq!(rig.journal.poisoned().as_ref(), Some(&*reason.lock()));
-        for class in [Class::Data, Class::Essential] {
-            let refused = rig.append(class, 3, &[b"three".to_vec()]);
-            assert!(matches!(refused, Err(AppendError::Poisoned(_))), "{refused:?}");
-            assert!(matches!(rig.journal.admit(class), Err(AppendError::Poisoned(_))));
-        }
-        assert!(rig.journal.wait_synced(end).now_or_never().unwrap().is_err());
+        let refused = rig.append(3, &[b"three".to_vec()]);
+        assert!(matches!(refused, Err(AppendError::Poisoned(_))), "{refused:?}");
+        assert!(rig.journal.block_until_synced(end).is_err());
         assert!(!rig.checkpoint(Position::ZERO, b""));
         // What is on disk can still be read; the disk is otherwise left alone.
         assert_eq!(rig.journal.read(safe.segment, safe.offset, 4).unwrap(), "safe");
@@ -65,7 +60,7 @@ fn an_error_while_preparing_poisons() {
         let (options, count, _) = watched();
         let disk = SimDisk::new();
         let mut rig = Rig::open_with(options, &disk, ScanFrom::Beginning).unwrap();
-        rig.append(Class::Data, 1, &[b"one".to_vec()]).unwrap();
+        rig.append(1, &[b"one".to_vec()]).unwrap();
         disk.fail(op, 1, io::ErrorKind::Other);
         rig.prepare();
         assert_eq!(count.load(Ordering::SeqCst), 1, "{op:?}");
@@ -85,7 +80,7 @@ fn any_operation_may_fail_at_any_time() {
             disk.fail(op, nth, io::ErrorKind::Other);
             for number in 0..30 {
                 rig.prepare();
-                let _ = rig.append(Class::Data, number, &[vec![number as u8; 4500]]);
+                let _ = rig.append(number, &[vec![number as u8; 4500]]);
                 rig.write();
                 if number == 20 {
                     let end = rig.journal.end();
@@ -116,7 +111,7 @@ fn any_operation_may_fail_at_any_time() {
 }
 
 #[test]
-fn the_reserve_is_for_what_is_essential() {
+fn the_reserve_is_not_space_and_still_taken() {
     let disk = SimDisk::new();
     // The active segment, one ahead, and a reserve of two.
     disk.set_capacity(Some(5 * SEGMENT_BYTES));
@@ -124,23 +119,18 @@ fn the_reserve_is_for_what_is_essential() {
     let mut rig = Rig::open_with(options, &disk, ScanFrom::Beginning).unwrap();
     let payload = [vec![7; 7000]];
     let mut accepted = 0;
-    let refused = loop {
+    while rig.journal.has_space() {
         rig.prepare();
-        match rig.append(Class::Data, accepted, &payload) {
-            Ok(_) => accepted += 1,
-            Err(error) => break error,
-        }
+        rig.append(accepted, &payload).unwrap();
+        accepted += 1;
         rig.write();
-    };
-    assert_eq!(refused, AppendError::Full);
-    assert_eq!(rig.journal.admit(Class::Data), Err(AppendError::Full));
-    assert_eq!(rig.journal.admit(Class::Essential), Ok(()));
+    }
     assert_eq!(rig.journal.stats().space, Space::Low);
 
-    // Essential frames go on until not even the next segment can be had.
+    // Appends go on until not even the next segment can be had.
     let busy = loop {
         rig.prepare();
-        match rig.append(Class::Essential, accepted, &payload) {
+        match rig.append(accepted, &payload) {
             Ok(_) => accepted += 1,
             Err(error) => break error,
         }
@@ -157,10 +147,10 @@ fn the_reserve_is_for_what_is_essential() {
     // Space returns, and with it everything.
     disk.set_capacity(Some(20 * SEGMENT_BYTES));
     rig.look_at_space();
-    assert_eq!(rig.journal.admit(Class::Data), Err(AppendError::Full), "not before a segment could be had");
+    assert!(!rig.journal.has_space(), "not before a segment could be had");
     rig.prepare();
     assert_eq!(rig.journal.stats().space, Space::Ample);
-    rig.append(Class::Data, accepted, &payload).unwrap();
+    rig.append(accepted, &payload).unwrap();
     rig.write_all();
     drop(rig);
     let rig = Rig::open(&disk, ScanFrom::Beginning).unwrap();
@@ -178,13 +168,13 @@ fn a_full_disk_can_be_opened_and_read() {
     let options = Options { reserve_bytes: 1, ..rig_options() };
     let mut rig = Rig::open_with(options, &disk, ScanFrom::Beginning).unwrap();
     assert_eq!(rig.journal.read(at.segment, at.offset, 4).unwrap(), "here");
-    assert_eq!(rig.append(Class::Data, 1, &[vec![]]), Err(AppendError::Full));
-    rig.append(Class::Essential, 2, &[b"vote".to_vec()]).unwrap();
+    assert!(!rig.journal.has_space());
+    rig.append(1, &[b"vote".to_vec()]).unwrap();
     rig.write_all();
-    assert_eq!(*rig.acks.lock(), [(2, true)]);
+    assert_eq!(*rig.acks.lock(), [(1, true)]);
 }
 
-/// With its threads: an essential append waits for space, a data append is told.
+/// With its threads.
 #[tokio::test]
 async fn waiting_for_space_ends_when_it_returns() {
     let disk = SimDisk::new();
@@ -196,11 +186,10 @@ async fn waiting_for_space_ends_when_it_returns() {
     )
     .unwrap();
     let payload = vec![1; 9000];
-    let draft = Draft { kind: FrameKind::Entry, group: 0, payload: &[&payload] };
-    let drafts = [draft];
+    let drafts = [Draft { kind: FrameKind::Entry, group: 0, payload: &[&payload] }];
     let mut appended = 0;
     loop {
-        let append = journal.append(Class::Essential, &drafts, None);
+        let append = journal.append(&drafts, None);
         match tokio::time::timeout(Duration::from_secs(3), append).await {
             Ok(positions) => drop(positions.unwrap()),
             Err(_still_waiting) => break,
@@ -209,21 +198,20 @@ async fn waiting_for_space_ends_when_it_returns() {
     }
     assert_eq!(appended, 6, "two segments of three frames");
     assert_eq!(journal.stats().space, Space::Exhausted);
-    let refused = journal.append(Class::Data, &[draft], None).await;
-    assert_eq!(refused, Err(AppendError::Full));
+    assert!(!journal.has_space());
 
     let waiting = {
         let (journal, payload) = (journal.clone(), payload.clone());
         tokio::spawn(async move {
             let draft = Draft { kind: FrameKind::Entry, group: 0, payload: &[&payload] };
-            journal.append(Class::Essential, &[draft], None).await
+            journal.append(&[draft], None).await
         })
     };
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!waiting.is_finished());
     disk.set_capacity(None);
     waiting.await.unwrap().unwrap();
-    journal.wait_synced(journal.end()).await.unwrap();
+    journal.block_until_synced(journal.end()).unwrap();
     append_synced(&journal, 0, b"data again").await;
 }
 

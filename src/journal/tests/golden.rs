@@ -253,7 +253,7 @@ proptest! {
         let mut expected = Vec::new();
         for (number, payloads) in appends.iter().enumerate() {
             rig.prepare();
-            let positions = rig.append(Class::Data, number as u64, payloads).unwrap();
+            let positions = rig.append(number as u64, payloads).unwrap();
             expected.extend(positions.into_iter().zip(payloads));
             if number % 3 == 0 {
                 rig.write();

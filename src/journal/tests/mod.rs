@@ -64,7 +64,7 @@ pub(super) fn completion() -> (Option<Completion>, oneshot::Receiver<io::Result<
 pub(super) async fn append_synced(journal: &Journal, group: u16, payload: &[u8]) -> Position {
     let (done, synced) = completion();
     let draft = Draft { kind: FrameKind::Entry, group, payload: &[payload] };
-    let positions = journal.append(Class::Data, &[draft], done).await.unwrap();
+    let positions = journal.append(&[draft], done).await.unwrap();
     synced.await.unwrap().unwrap();
     positions[0]
 }

@@ -147,7 +147,7 @@ impl World {
             .collect();
         let queued = match self.rng.chance(25) {
             true => rig.append_lazily(&payloads),
-            false => rig.append(Class::Data, self.appends.len() as u64, &payloads),
+            false => rig.append(self.appends.len() as u64, &payloads),
         };
         if let Ok(positions) = queued {
             for (payload, at) in payloads.iter().zip(&positions) {

@@ -49,37 +49,31 @@ impl Rig {
     }
 
     /// Appends frames; `number` is what [`Rig::acks`] will call them.
-    pub(super) fn append(
-        &mut self,
-        class: Class,
-        number: u64,
-        payloads: &[Vec<u8>],
-    ) -> Result<Vec<Position>, AppendError> {
+    pub(super) fn append(&mut self, number: u64, payloads: &[Vec<u8>]) -> Result<Vec<Position>, AppendError> {
         let acks = Arc::clone(&self.acks);
         let done: Completion = Box::new(move |result| acks.lock().push((number, result.is_ok())));
-        self.try_append(class, payloads, Some(done))
+        self.try_append(payloads, Some(done))
     }
 
     pub(super) fn append_lazily(&mut self, payloads: &[Vec<u8>]) -> Result<Vec<Position>, AppendError> {
-        self.try_append(Class::Data, payloads, None)
+        self.try_append(payloads, None)
     }
 
     fn try_append(
         &mut self,
-        class: Class,
         payloads: &[Vec<u8>],
         done: Option<Completion>,
     ) -> Result<Vec<Position>, AppendError> {
         let pieces: Vec<[&[u8]; 1]> = payloads.iter().map(|payload| [payload.as_slice()]).collect();
         let draft = |payload| Draft { kind: FrameKind::Entry, group: 1, payload };
         let drafts: Vec<Draft<'_>> = pieces.iter().map(|pieces| draft(pieces.as_slice())).collect();
-        self.journal.try_append(class, &drafts, done)
+        self.journal.try_append(&drafts, done)
     }
 
     /// Appends one entry and writes it; panics if that fails.
     pub(super) fn append_synced(&mut self, payload: &[u8]) -> Position {
         self.prepare();
-        let positions = self.append(Class::Data, 0, &[payload.to_vec()]).unwrap();
+        let positions = self.append(0, &[payload.to_vec()]).unwrap();
         self.write_all();
         assert_eq!(self.acks.lock().pop(), Some((0, true)));
         positions[0]

@@ -54,7 +54,7 @@ fn appends_of_many_threads_keep_each_threads_order_and_complete_in_order() {
                             }
                             acknowledged.fetch_add(1, Ordering::SeqCst);
                         });
-                        match journal.try_append(Class::Data, &[draft], Some(done)) {
+                        match journal.try_append(&[draft], Some(done)) {
                             Ok(positions) => {
                                 at.store(positions[0].pack(), Ordering::SeqCst);
                                 break;
@@ -88,13 +88,13 @@ async fn what_is_queued_or_being_written_can_be_read() {
     eventually("a segment ahead", || sim.count(Op::Rename) == 2);
     let held = sim.hold_syncs();
     let (done, synced) = completion();
-    let first = journal.try_append(Class::Data, &[entry(&[b"first"])], done).unwrap()[0];
+    let first = journal.try_append(&[entry(&[b"first"])], done).unwrap()[0];
     eventually("the first batch is written", || journal.inner.shared.written() > first);
     let mut queued = Vec::new();
     // More than the segment has room for: some wait in the next one.
     for number in 0..100_u8 {
         let payload = vec![number; 900];
-        let at = journal.try_append(Class::Data, &[entry(&[&payload])], None).unwrap()[0];
+        let at = journal.try_append(&[entry(&[&payload])], None).unwrap()[0];
         queued.push((at, payload));
     }
     assert!(queued[99].0.segment > first.segment);
@@ -110,7 +110,7 @@ async fn what_is_queued_or_being_written_can_be_read() {
     assert!(journal.read(end.segment + 7, 0, 1).is_err());
     drop(held);
     synced.await.unwrap().unwrap();
-    journal.wait_synced(end).await.unwrap();
+    journal.block_until_synced(end).unwrap();
     for (at, payload) in &queued {
         assert_eq!(&journal.read(at.segment, at.offset, 900).unwrap(), payload);
     }
@@ -124,8 +124,7 @@ async fn the_queue_is_bounded_and_appends_wait_for_room() {
     eventually("a segment ahead", || sim.count(Op::Rename) == 2);
     let held = sim.hold_syncs();
     let payload = [5; 1000];
-    let refused =
-        (0..1000).find_map(|_| journal.try_append(Class::Essential, &[entry(&[&payload])], None).err());
+    let refused = (0..1000).find_map(|_| journal.try_append(&[entry(&[&payload])], None).err());
     assert_eq!(refused, Some(AppendError::Busy));
     assert!((9_000..=10_000).contains(&journal.stats().queued_bytes));
     let tasks: Vec<_> = (0..20)
@@ -133,7 +132,7 @@ async fn the_queue_is_bounded_and_appends_wait_for_room() {
             let journal = journal.clone();
             tokio::spawn(async move {
                 let (done, synced) = completion();
-                journal.append(Class::Data, &[entry(&[&[6; 1000]])], done).await.unwrap();
+                journal.append(&[entry(&[&[6; 1000]])], done).await.unwrap();
                 synced.await.unwrap().unwrap();
             })
         })
@@ -155,23 +154,23 @@ async fn lazy_frames_wait_for_company_a_waiter_or_idleness() {
     let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();
     eventually("a segment ahead", || sim.count(Op::Rename) == 2);
     let before = sim.count(Op::Sync);
-    let lazy = journal.append(Class::Essential, &[entry(&[b"lazy"])], None).await.unwrap()[0];
+    let lazy = journal.append(&[entry(&[b"lazy"])], None).await.unwrap()[0];
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(sim.count(Op::Sync), before);
     append_synced(&journal, 0, b"company").await;
     assert!(journal.synced() > lazy);
     assert_eq!(sim.count(Op::Sync), before + 1, "one batch for both");
 
-    journal.append(Class::Essential, &[entry(&[b"lazy"])], None).await.unwrap();
-    journal.wait_synced(journal.end()).await.unwrap();
+    journal.append(&[entry(&[b"lazy"])], None).await.unwrap();
+    journal.block_until_synced(journal.end()).unwrap();
     assert_eq!(sim.count(Op::Sync), before + 2);
     let past = Position { offset: journal.end().offset + 1, ..journal.end() };
-    assert_eq!(journal.wait_synced(past).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(journal.block_until_synced(past).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     drop(journal);
 
     let idle = Options { idle_delay: Duration::from_millis(10), ..options() };
     let (journal, _, _) = open(&idle, &disk, ScanFrom::Checkpoint).unwrap();
-    let lazy = journal.append(Class::Essential, &[entry(&[b"lazy"])], None).await.unwrap()[0];
+    let lazy = journal.append(&[entry(&[b"lazy"])], None).await.unwrap()[0];
     eventually("idleness writes lazy frames", || journal.synced() > lazy);
 }
 
@@ -183,7 +182,7 @@ async fn a_disk_that_does_not_come_back_hangs() {
     assert!(!journal.hangs());
     let held = sim.hold_syncs();
     let (done, synced) = completion();
-    journal.append(Class::Essential, &[entry(&[b"held"])], done).await.unwrap();
+    journal.append(&[entry(&[b"held"])], done).await.unwrap();
     eventually("the disk hangs", || journal.hangs());
     drop(held);
     synced.await.unwrap().unwrap();
@@ -196,7 +195,7 @@ async fn lazy_frames_at_the_end_of_a_segment_do_not_hold_up_the_first_append_of_
     let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();
     eventually("a segment ahead", || sim.count(Op::Rename) == 2);
     let half = vec![0; 40 << 10];
-    journal.append(Class::Essential, &[entry(&[&half])], None).await.unwrap();
+    journal.append(&[entry(&[&half])], None).await.unwrap();
     // The writer hears of it, and waits for company.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let appended = append_synced(&journal, 0, &half);
@@ -225,13 +224,12 @@ async fn silence_is_followed_by_one_watermark_and_then_by_nothing() {
 async fn shutdown_writes_what_is_queued_and_refuses_the_rest() {
     let (_, disk) = sim();
     let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();
-    journal.append(Class::Data, &[entry(&[b"lazy"])], None).await.unwrap();
+    journal.append(&[entry(&[b"lazy"])], None).await.unwrap();
     let end = journal.end();
     journal.shutdown();
     journal.shutdown();
     assert!(journal.synced() >= end);
-    assert_eq!(journal.admit(Class::Essential), Err(AppendError::Closed));
-    let refused = journal.append(Class::Essential, &[entry(&[b"late"])], None).await;
+    let refused = journal.append(&[entry(&[b"late"])], None).await;
     assert_eq!(refused, Err(AppendError::Closed));
     assert_eq!(journal.checkpoint(Position::ZERO, b"").await, Err(AppendError::Closed));
     assert_eq!(journal.read(1, end.offset - 4, 4).unwrap(), "lazy");
@@ -247,7 +245,7 @@ async fn the_last_handle_may_go_on_the_writer_thread() {
         drop(last);
         let _ = sender.send(result);
     });
-    journal.append(Class::Data, &[entry(&[b"x"])], Some(done)).await.unwrap();
+    journal.append(&[entry(&[b"x"])], Some(done)).await.unwrap();
     drop(journal);
     gone.await.unwrap().unwrap();
 }
@@ -258,14 +256,14 @@ async fn what_fits_no_segment_is_refused_at_once() {
     let (journal, _, _) = open(&options(), &disk, ScanFrom::Checkpoint).unwrap();
     let max = journal.inner.shared.options.append_bytes_max();
     let payload = vec![0; max as usize - 15];
-    let refused = journal.append(Class::Data, &[entry(&[&payload])], None).await;
+    let refused = journal.append(&[entry(&[&payload])], None).await;
     assert_eq!(refused, Err(AppendError::TooLarge { bytes: max + 1, max }));
     let at = append_synced(&journal, 0, &payload[1..]).await;
     assert_eq!(at.segment, 1, "fits exactly");
     append_synced(&journal, 0, &payload[1..]).await;
     append_synced(&journal, 0, b"small").await;
     let barrier = completion();
-    journal.append(Class::Data, &[], barrier.0).await.unwrap();
+    journal.append(&[], barrier.0).await.unwrap();
     barrier.1.await.unwrap().unwrap();
     drop(journal);
     let (_journal, _, frames) = open(&options(), &disk, ScanFrom::Beginning).unwrap();

@@ -181,7 +181,8 @@ impl Reclaimer {
         for slot in self.slots.iter() {
             self.image(slot, plan.floor).await?;
         }
-        self.journal.wait_synced(self.journal.end()).await?;
+        let journal = self.journal.clone();
+        self.blocking(move || Ok(journal.block_until_synced(journal.end())?)).await?;
         self.checkpointer.checkpoint(&self.failure).await;
         if self.failure.is_raised() {
             return Err(ReclaimError::Stopped);
