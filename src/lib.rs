@@ -20,7 +20,7 @@
 //! conversation
 //! logging
 //! config, metrics, trace
-//! tls
+//! files, tls
 //! ```
 
 pub mod advise;
@@ -30,6 +30,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod conversation;
+pub mod files;
 pub mod journal;
 pub mod logging;
 pub mod metrics;

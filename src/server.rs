@@ -1,7 +1,6 @@
 //! The composition root: opens the node's files, wires the parts together, serves, and shuts down in order.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
@@ -23,6 +22,7 @@ use crate::api::{self, App, PeerDoor, PeerIo, Unproven};
 use crate::archive::{Archive, ArchiveSettings, ClusterView};
 use crate::cluster::{self, Cluster, ClusterSettings, DurableFile};
 use crate::config::Config;
+use crate::files;
 use crate::journal::{self, OnBatch, Options, RealDisk};
 use crate::metrics::Metrics;
 use crate::peer::{self, KNOWS_TRIMS, PeerSettings, Peers};
@@ -391,12 +391,7 @@ fn node_id(data_dir: &Path) -> io::Result<u128> {
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
-            let temporary = data_dir.join("node-id.new");
-            let mut file = File::create(&temporary)?;
-            writeln!(file, "{id}")?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &path)?;
-            File::open(data_dir)?.sync_all()?;
+            files::replace(&path, format!("{id}\n").as_bytes())?;
             Ok(id.as_u128())
         }
         Err(error) => Err(error),

@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["conversation"],
     &["logging"],
     &["config", "metrics", "trace"],
-    &["tls"],
+    &["files", "tls"],
 ];
 
 /// Modules that must not know of some below them.

@@ -1,13 +1,14 @@
 //! What this node must not forget of its own membership: one small file, replaced as a whole.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::founding::Durable;
+use crate::files;
 use crate::peer::Mark;
 
 const FILE: &str = "cluster.json";
@@ -85,13 +86,7 @@ impl DurableFile {
 
 fn write(path: &Path, saved: &Saved) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(saved).map_err(io::Error::other)?;
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    let dir = path.parent().expect("the file lies in the data directory");
-    File::open(dir)?.sync_all()
+    files::replace(path, &bytes)
 }
 
 fn decode(bytes: &[u8]) -> Result<Saved, String> {

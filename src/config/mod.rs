@@ -28,6 +28,7 @@ pub use render::{markdown_tables, sample};
 pub(crate) use settings::BODY_BYTES_MAX;
 pub use source::{ConfigError, Environment, Origin, ProcessEnvironment};
 
+use crate::files;
 use crate::tls::{self, Dialler, TlsError};
 
 use settings::SETTINGS;
@@ -405,7 +406,8 @@ impl Settings {
         prove_writable(&dir).map_err(|error| ConfigError::DataDir { path: dir.clone(), error })?;
         if self.config.node_name.is_empty() {
             let name = uuid::Uuid::new_v4().to_string();
-            keep_node_name(&dir, &name).map_err(|error| ConfigError::DataDir { path: dir, error })?;
+            files::replace(&dir.join(NODE_NAME_FILE), format!("{name}\n").as_bytes())
+                .map_err(|error| ConfigError::DataDir { path: dir, error })?;
             self.config.node_name = name;
         }
         Ok(self.config)
@@ -430,16 +432,6 @@ fn prove_writable(dir: &Path) -> io::Result<()> {
     let probe = dir.join(".writable");
     fs::File::create(&probe)?.write_all(b"fastpaca")?;
     fs::remove_file(&probe)
-}
-
-/// Written aside and renamed, so that a crash leaves either no name or a whole one.
-fn keep_node_name(dir: &Path, name: &str) -> io::Result<()> {
-    let aside = dir.join(format!("{NODE_NAME_FILE}.new"));
-    let mut file = fs::File::create(&aside)?;
-    writeln!(file, "{name}")?;
-    file.sync_all()?;
-    fs::rename(&aside, dir.join(NODE_NAME_FILE))?;
-    fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::log_store::GroupLog;
 use super::replay::{Replay, ReplayError};
+use crate::files;
 use crate::journal::{Disk, FIRST_SEGMENT, Journal, OpenError, Options, Payloads, ScanFrom, oldest_segment};
 use crate::metrics::Metrics;
 use crate::store::{CacheSizes, GroupStore, IndexError, Shared, SledIndex, StoreError};
@@ -80,7 +81,7 @@ pub(crate) fn recover(
 
 /// Leaves a note that the next start must rebuild the index.
 pub(crate) fn request_rebuild(index_dir: &Path, reason: &str) {
-    if let Err(error) = std::fs::write(rebuild_marker(index_dir), reason) {
+    if let Err(error) = files::note(&rebuild_marker(index_dir), reason.as_bytes()) {
         warn!(event = "index_rebuild_marker_failed", %error);
     }
 }
@@ -97,7 +98,8 @@ fn set_aside(index_dir: &Path) -> Result<(), RecoveryError> {
         if aside.exists() {
             std::fs::remove_dir_all(&aside).map_err(failed)?;
         }
-        std::fs::rename(index_dir, &aside).map_err(failed)?;
+        // For good: the note that asked for this goes once there is a new index.
+        files::rename(index_dir, &aside).map_err(failed)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@
 //! payload: a block that was damaged, moved or taken from another backup is noticed. A file without an end block is no
 //! backup yet: it can be gone on with. Deliberately lacks encryption, which is the business of where it is kept.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -297,11 +297,4 @@ fn excerpts(mut raw: &[u8]) -> Result<Vec<Excerpt>, String> {
         raw = rest;
     }
     if raw.is_empty() { Ok(excerpts) } else { Err("an excerpt is cut off".to_owned()) }
-}
-
-/// Gives a finished file its name, for good.
-pub(super) fn publish(partial: &Path, path: &Path) -> io::Result<()> {
-    fs::rename(partial, path)?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
 }

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
 use http::Method;
 
-use super::file::{self, Header, Writer};
+use super::file::{Header, Writer};
 use super::walk::Walk;
 use crate::cli::answers::Described;
 use crate::cli::client::{Client, ClientError, encoded};
 use crate::cli::listing::{Amount, Listing};
 use crate::cli::progress;
+use crate::files;
 use crate::shards::{Cursor, Excerpt};
 
 /// Conversations whose beginnings are fetched at once; an excerpt of each is in memory.
@@ -32,7 +33,7 @@ pub(super) async fn run(client: &Client, path: &Path) -> Result<String, String> 
     fetch(client, &mut walk, &mut writer).await?;
     let sum = walk.sum();
     let bytes = writer.finish(sum)?;
-    file::publish(&partial, path).map_err(|error| format!("{}: {error}", path.display()))?;
+    files::rename(&partial, path).map_err(|error| format!("{}: {error}", path.display()))?;
     let went_on = if resumed { ", going on with what was there" } else { "" };
     Ok(format!("{}: {sum}, {bytes} bytes{went_on}\n", path.display()))
 }
