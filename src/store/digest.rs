@@ -5,6 +5,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::StoreError;
 use super::group::GroupStore;
+use super::runs::{CHANGE_RUNS, EVENT_RUNS};
 use crate::conversation::{ConversationId, EVENT_RUN};
 
 /// Conversations looked up at a time.
@@ -55,11 +56,12 @@ impl GroupStore {
         hasher.update(&[0]);
         hasher.update(&state.logical_digest().to_le_bytes());
         for i in 0..state.sealed_event_runs() {
-            let run = self.with_outside(|outside| outside.event_run_in_passing(id, 1 + i * EVENT_RUN))?;
+            let run =
+                self.with_outside(|outside| outside.run_in_passing(&EVENT_RUNS, id, 1 + i * EVENT_RUN))?;
             hasher.update(&run.logical_digest().to_le_bytes());
         }
         for number in 0..state.sealed_change_runs() {
-            let run = self.with_outside(|outside| outside.change_run_in_passing(id, number))?;
+            let run = self.with_outside(|outside| outside.run_in_passing(&CHANGE_RUNS, id, number))?;
             hasher.update(&run.logical_digest().to_le_bytes());
         }
         for (number, key, record) in keys {

@@ -13,7 +13,8 @@ use super::key_runs::{KeyRun, Numbered, key_run_of, key_runs_of, numbers_of};
 use super::keys::{self, Kind};
 use super::known_keys::{KeyDigest, KnownKeys};
 use super::records::{self, Writer};
-use super::value;
+use super::runs::{CHANGE_RUNS, EVENT_RUNS, FreshRuns, RunKey, Runs};
+use super::{Shared, value};
 use crate::conversation::{
     ChangeRun, ConversationId, Effects, EventRun, History, HistoryError, IdempotencyIndex, IdempotencyRecord,
     Reply,
@@ -22,8 +23,8 @@ use crate::conversation::{
 /// Changes waiting for the next checkpoint.
 #[derive(Default)]
 pub(super) struct Fresh {
-    events: HashMap<(ConversationId, u64), Arc<EventRun>>,
-    changes: HashMap<(ConversationId, u64), Arc<ChangeRun>>,
+    pub(super) events: FreshRuns<EventRun>,
+    pub(super) changes: FreshRuns<ChangeRun>,
     /// By number.
     keys: HashMap<ConversationId, BTreeMap<u64, Numbered>>,
 }
@@ -31,12 +32,8 @@ pub(super) struct Fresh {
 impl Fresh {
     /// Keeps the effects of a command and gives its reply back.
     pub(super) fn absorb(&mut self, id: &ConversationId, effects: Effects) -> Reply {
-        for run in effects.sealed_events {
-            self.events.insert((id.clone(), run.first_seq()), Arc::new(run));
-        }
-        for run in effects.sealed_changes {
-            self.changes.insert((id.clone(), run.number()), Arc::new(run));
-        }
+        effects.sealed_events.into_iter().for_each(|run| self.keep(&EVENT_RUNS, id, run));
+        effects.sealed_changes.into_iter().for_each(|run| self.keep(&CHANGE_RUNS, id, run));
         if !effects.idempotency_put.is_empty() || !effects.idempotency_remove.is_empty() {
             let keys = self.keys.entry(id.clone()).or_default();
             keys.extend(effects.idempotency_remove.into_iter().map(|(number, _)| (number, None)));
@@ -46,23 +43,21 @@ impl Fresh {
         effects.reply
     }
 
-    /// Keeps a run that takes the place of the one there is.
-    pub(super) fn replace_run(&mut self, id: &ConversationId, run: EventRun) {
-        self.events.insert((id.clone(), run.first_seq()), Arc::new(run));
+    fn keep<R>(&mut self, runs: &Runs<R>, id: &ConversationId, run: R) {
+        let at = (id.clone(), (runs.number)(&run));
+        (runs.fresh_mut)(self).insert(at, Arc::new(run));
     }
 
-    /// Keeps a run of changes that takes the place of the one there is.
-    pub(super) fn replace_change_run(&mut self, id: &ConversationId, run: ChangeRun) {
-        self.changes.insert((id.clone(), run.number()), Arc::new(run));
+    /// Keeps a run that takes the place of the one there is.
+    pub(super) fn replace<R>(&mut self, runs: &Runs<R>, shared: &Shared, id: &ConversationId, run: R) {
+        // The cache is asked before the index, which is behind until the next checkpoint.
+        (runs.cache)(shared).remove(&(id.clone(), (runs.number)(&run)));
+        self.keep(runs, id, run);
     }
 
     pub(super) fn write(&self, group: u16, writer: &mut Writer<'_>) -> Result<(), IndexError> {
-        for ((id, first_seq), run) in &self.events {
-            writer.put(&keys::numbered(group, Kind::EventRun, id, *first_seq), &run.encode())?;
-        }
-        for ((id, number), run) in &self.changes {
-            writer.put(&keys::numbered(group, Kind::ChangeRun, id, *number), &run.encode())?;
-        }
+        self.write_runs(&EVENT_RUNS, group, writer)?;
+        self.write_runs(&CHANGE_RUNS, group, writer)?;
         for (id, keys) in &self.keys {
             let keys: Vec<_> = keys.iter().map(|(number, key)| (*number, *key)).collect();
             for changes in keys.chunk_by(|(a, _), (b, _)| key_run_of(*a) == key_run_of(*b)) {
@@ -76,6 +71,11 @@ impl Fresh {
             }
         }
         Ok(())
+    }
+
+    fn write_runs<R>(&self, runs: &Runs<R>, group: u16, writer: &mut Writer<'_>) -> Result<(), IndexError> {
+        let mut fresh = (runs.fresh)(self).iter();
+        fresh.try_for_each(|(at, run)| writer.put(&runs.key(group, at), &(runs.encode)(run)))
     }
 }
 
@@ -132,76 +132,49 @@ impl<'a> Outside<'a> {
         records::load(&*self.store.shared.index, key).map_err(|e| HistoryError::Storage(e.to_string()))
     }
 
-    /// As [`History::event_run`], for who looks through everything once: the cache stays as it is.
-    pub(super) fn event_run_in_passing(
-        &self,
-        id: &ConversationId,
-        first_seq: u64,
-    ) -> Result<Arc<EventRun>, HistoryError> {
-        match self.fresh_event_run(&(id.clone(), first_seq)) {
-            Some(run) => Ok(run),
-            None => self.load_event_run(id, first_seq),
+    fn run<R>(&self, runs: &Runs<R>, id: &ConversationId, number: u64) -> Result<Arc<R>, HistoryError> {
+        let at = (id.clone(), number);
+        let cache = (runs.cache)(&self.store.shared);
+        if let Some(run) = self.fresh_run(runs, &at).or_else(|| cache.get(&at)) {
+            return Ok(run);
         }
+        let run = self.load_run(runs, &at)?;
+        cache.insert(at, run.clone());
+        Ok(run)
     }
 
-    /// As [`History::change_run`], likewise.
-    pub(super) fn change_run_in_passing(
+    /// For who looks through everything once: the cache stays as it is.
+    pub(super) fn run_in_passing<R>(
         &self,
+        runs: &Runs<R>,
         id: &ConversationId,
         number: u64,
-    ) -> Result<Arc<ChangeRun>, HistoryError> {
-        match self.fresh_change_run(&(id.clone(), number)) {
+    ) -> Result<Arc<R>, HistoryError> {
+        let at = (id.clone(), number);
+        match self.fresh_run(runs, &at) {
             Some(run) => Ok(run),
-            None => self.load_change_run(id, number),
+            None => self.load_run(runs, &at),
         }
     }
 
-    fn fresh_change_run(&self, at: &(ConversationId, u64)) -> Option<Arc<ChangeRun>> {
-        self.layers().find_map(|layer| layer.changes.get(at)).cloned()
+    fn fresh_run<R>(&self, runs: &Runs<R>, at: &RunKey) -> Option<Arc<R>> {
+        self.layers().find_map(|layer| (runs.fresh)(layer).get(at)).cloned()
     }
 
-    fn load_change_run(&self, id: &ConversationId, number: u64) -> Result<Arc<ChangeRun>, HistoryError> {
-        let key = keys::numbered(self.store.group, Kind::ChangeRun, id, number);
+    fn load_run<R>(&self, runs: &Runs<R>, at: &RunKey) -> Result<Arc<R>, HistoryError> {
+        let key = runs.key(self.store.group, at);
         let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
-        Ok(Arc::new(ChangeRun::decode(bytes).map_err(|_| undecodable(&key))?))
-    }
-
-    fn fresh_event_run(&self, at: &(ConversationId, u64)) -> Option<Arc<EventRun>> {
-        self.layers().find_map(|layer| layer.events.get(at)).cloned()
-    }
-
-    fn load_event_run(&self, id: &ConversationId, first_seq: u64) -> Result<Arc<EventRun>, HistoryError> {
-        let key = keys::numbered(self.store.group, Kind::EventRun, id, first_seq);
-        let bytes = self.load(&key)?.ok_or_else(|| missing(&key))?;
-        Ok(Arc::new(EventRun::decode(bytes).map_err(|_| undecodable(&key))?))
+        Ok(Arc::new((runs.decode)(bytes).map_err(|_| undecodable(&key))?))
     }
 }
 
 impl History for Outside<'_> {
     fn event_run(&self, id: &ConversationId, first_seq: u64) -> Result<Arc<EventRun>, HistoryError> {
-        let at = (id.clone(), first_seq);
-        if let Some(run) = self.fresh_event_run(&at) {
-            return Ok(run);
-        }
-        if let Some(run) = self.store.shared.event_runs.get(&at) {
-            return Ok(run);
-        }
-        let run = self.load_event_run(id, first_seq)?;
-        self.store.shared.event_runs.insert(at, run.clone());
-        Ok(run)
+        self.run(&EVENT_RUNS, id, first_seq)
     }
 
     fn change_run(&self, id: &ConversationId, number: u64) -> Result<Arc<ChangeRun>, HistoryError> {
-        let at = (id.clone(), number);
-        if let Some(run) = self.fresh_change_run(&at) {
-            return Ok(run);
-        }
-        if let Some(run) = self.store.shared.change_runs.get(&at) {
-            return Ok(run);
-        }
-        let run = self.load_change_run(id, number)?;
-        self.store.shared.change_runs.insert(at, run.clone());
-        Ok(run)
+        self.run(&CHANGE_RUNS, id, number)
     }
 }
 
@@ -262,7 +235,8 @@ mod tests {
         let run = || fixture.store.with_outside(|outside| outside.change_run(&id("c0"), 1)).unwrap();
         let first = run();
         assert!(Arc::ptr_eq(&first, &run()));
-        let passing = fixture.store.with_outside(|outside| outside.change_run_in_passing(&id("c0"), 1));
+        let passing =
+            fixture.store.with_outside(|outside| outside.run_in_passing(&CHANGE_RUNS, &id("c0"), 1));
         assert_eq!(passing.unwrap(), first);
         fixture.store.reset().unwrap();
         assert!(fixture.store.with_outside(|outside| outside.change_run(&id("c0"), 1)).is_err());

@@ -13,9 +13,10 @@ use bytes::Bytes;
 
 use super::StoreError;
 use super::fresh::Outside;
-use super::group::{GroupStore, Inner};
+use super::group::GroupStore;
+use super::runs::{CHANGE_RUNS, EVENT_RUNS, Runs};
 use super::transfer::{Block, KEYS_PER_BLOCK, VisitLocations, by_block};
-use crate::conversation::{ChangeRun, ConversationId, EVENT_RUN, EventRun, FrameLocation, Location};
+use crate::conversation::{ConversationId, EVENT_RUN, FrameLocation, Location};
 
 /// Message bytes collected into one block; a larger message is a block of its own.
 const BODIES_BLOCK_BYTES: usize = if cfg!(test) { 4 << 10 } else { 256 << 10 };
@@ -57,14 +58,12 @@ impl GroupStore {
         self.lift_record(id, floor, write)?;
         let Some((mut state, keys)) = self.with_its_keys(id)? else { return Ok(()) };
         for i in 0..state.sealed_event_runs() {
-            let mut run = self.lift_event_run(id, 1 + i * EVENT_RUN, floor, write)?;
-            self.check_lifted(floor, &mut |visit| run.visit_locations(visit))?;
-            write(Block::EventRun { id: id.clone(), run: run.encode() }.encode())?;
+            let run = self.lift_run(&EVENT_RUNS, (id, 1 + i * EVENT_RUN), floor, write)?;
+            write(Block::EventRun { id: id.clone(), run }.encode())?;
         }
         for number in 0..state.sealed_change_runs() {
-            let mut run = self.lift_change_run(id, number, floor, write)?;
-            self.check_lifted(floor, &mut |visit| run.visit_locations(visit))?;
-            write(Block::ChangeRun { id: id.clone(), run: run.encode() }.encode())?;
+            let run = self.lift_run(&CHANGE_RUNS, (id, number), floor, write)?;
+            write(Block::ChangeRun { id: id.clone(), run }.encode())?;
         }
         for records in keys.chunks(KEYS_PER_BLOCK) {
             write(Block::Keys { id: id.clone(), records: records.to_vec() }.encode())?;
@@ -92,51 +91,27 @@ impl GroupStore {
         Err(StoreError::BelowFloor { group: self.group, floor })
     }
 
-    fn lift_event_run(
+    fn lift_run<R: Clone>(
         &self,
-        id: &ConversationId,
-        first_seq: u64,
+        runs: &Runs<R>,
+        (id, number): (&ConversationId, u64),
         floor: u32,
         write: Write<'_>,
-    ) -> Result<EventRun, StoreError> {
-        let load = |inner: &Inner| -> Result<EventRun, StoreError> {
+    ) -> Result<Bytes, StoreError> {
+        let run = self.with_outside(|outside| outside.run_in_passing(runs, id, number))?;
+        let mut run = R::clone(&run);
+        let moves = self.copy_up(floor, &mut |visit| (runs.visit_locations)(&mut run, visit), write)?;
+        if !moves.is_empty() {
+            let mut inner = self.lock_readable()?;
+            // Read again: it may have been replaced.
             let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
-            Ok(EventRun::clone(&*outside.event_run_in_passing(id, first_seq)?))
-        };
-        let mut run = load(&self.inner.lock())?;
-        let moves = self.copy_up(floor, &mut |visit| run.visit_locations(visit), write)?;
-        if moves.is_empty() {
-            return Ok(run);
+            run = R::clone(&*outside.run_in_passing(runs, id, number)?);
+            (runs.visit_locations)(&mut run, &mut |location| follow(&moves, location));
+            inner.fresh.replace(runs, &self.shared, id, run.clone());
+            inner.meta_dirty = true;
         }
-        let mut inner = self.lock_readable()?;
-        // Read again: it may have been replaced.
-        let mut run = load(&inner)?;
-        run.visit_locations(&mut |location| follow(&moves, location));
-        inner.fresh.replace_run(id, run.clone());
-        inner.meta_dirty = true;
-        self.shared.event_runs.remove(&(id.clone(), first_seq));
-        Ok(run)
-    }
-
-    fn lift_change_run(
-        &self,
-        id: &ConversationId,
-        number: u64,
-        floor: u32,
-        write: Write<'_>,
-    ) -> Result<ChangeRun, StoreError> {
-        let run = self.with_outside(|outside| outside.change_run_in_passing(id, number))?;
-        let mut run = ChangeRun::clone(&run);
-        let moves = self.copy_up(floor, &mut |visit| run.visit_locations(visit), write)?;
-        if moves.is_empty() {
-            return Ok(run);
-        }
-        run.visit_locations(&mut |location| follow(&moves, location));
-        let mut inner = self.lock_readable()?;
-        inner.fresh.replace_change_run(id, run.clone());
-        inner.meta_dirty = true;
-        self.shared.change_runs.remove(&(id.clone(), number));
-        Ok(run)
+        self.check_lifted(floor, &mut |visit| (runs.visit_locations)(&mut run, visit))?;
+        Ok((runs.encode)(&run))
     }
 
     /// Writes the messages of a document anew that lie before the floor.

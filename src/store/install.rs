@@ -15,11 +15,10 @@ use super::key_runs::{KeyRun, Keys, key_runs_of, numbers_of};
 use super::keys::{self, Kind};
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
+use super::runs::{CHANGE_RUNS, EVENT_RUNS, Runs};
 use super::transfer::{Block, VisitLocations};
 use super::{Batch, StoreError};
-use crate::conversation::{
-    ChangeRun, Conversation, ConversationId, EventRun, FrameLocation, IdempotencyRecord, Location,
-};
+use crate::conversation::{Conversation, ConversationId, FrameLocation, IdempotencyRecord, Location};
 
 /// Physical records written or removed in one batch, about. Tests are to see many batches.
 const RECORDS_PER_BATCH: usize = if cfg!(test) { 20 } else { 2_000 };
@@ -174,22 +173,8 @@ impl Importer<'_> {
                 self.relocate(&mut |visit| state.visit_locations(visit))?;
                 return self.conversation(id, &state);
             }
-            Block::EventRun { id, run } => {
-                let mut run = EventRun::decode(run).map_err(|_| bad())?;
-                self.relocate(&mut |visit| run.visit_locations(visit))?;
-                self.not_again(&id)?;
-                // One that is cached has other places.
-                self.store.shared.event_runs.remove(&(id.clone(), run.first_seq()));
-                self.writer
-                    .put(&keys::numbered(group, Kind::EventRun, &id, run.first_seq()), &run.encode())?;
-            }
-            Block::ChangeRun { id, run } => {
-                let mut run = ChangeRun::decode(run).map_err(|_| bad())?;
-                self.relocate(&mut |visit| run.visit_locations(visit))?;
-                self.not_again(&id)?;
-                self.store.shared.change_runs.remove(&(id.clone(), run.number()));
-                self.writer.put(&keys::numbered(group, Kind::ChangeRun, &id, run.number()), &run.encode())?;
-            }
+            Block::EventRun { id, run } => self.run(&EVENT_RUNS, id, run)?,
+            Block::ChangeRun { id, run } => self.run(&CHANGE_RUNS, id, run)?,
             Block::Keys { id, records } => {
                 let (_, keys) = match self.keys.take() {
                     Some((of, keys)) if of == id => self.keys.insert((of, keys)),
@@ -202,6 +187,16 @@ impl Importer<'_> {
             }
         }
         self.flush_if_large()
+    }
+
+    fn run<R>(&mut self, runs: &Runs<R>, id: ConversationId, run: Bytes) -> Result<(), StoreError> {
+        let mut run = (runs.decode)(run).map_err(|_| StoreError::Block { group: self.store.group })?;
+        self.relocate(&mut |visit| (runs.visit_locations)(&mut run, visit))?;
+        self.not_again(&id)?;
+        let at = (id, (runs.number)(&run));
+        // One that is cached has other places.
+        (runs.cache)(&self.store.shared).remove(&at);
+        Ok(self.writer.put(&runs.key(self.store.group, &at), &(runs.encode)(&run))?)
     }
 
     /// The record of a conversation with its keys; all else of it has been written.

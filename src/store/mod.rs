@@ -17,6 +17,7 @@ mod marks;
 mod meta;
 mod readers;
 mod records;
+mod runs;
 mod survey;
 #[cfg(test)]
 mod testing;
@@ -38,10 +39,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::group::{Applied, GroupStore};
 pub use self::index::{Batch, Index, IndexError, Records, SledIndex};
 pub(crate) use self::readers::{Readers, Reading};
+use self::runs::RunCache;
 pub(crate) use self::survey::Survey;
 pub(crate) use self::transfer::{Block, Resume, completes};
 pub use self::trims::Trimmable;
-use crate::conversation::{ChangeRun, ConversationId, EventRun, HistoryError, Location};
+use crate::conversation::{ChangeRun, EventRun, HistoryError, Location};
 use crate::journal::{Journal, Position, segment_file};
 use crate::metrics::Metrics;
 
@@ -140,8 +142,8 @@ pub(crate) struct Shared {
     pub(crate) bodies: Cache<(u32, u32), Bytes, BodyWeight>,
     /// Who may be about to read bodies.
     pub(crate) readers: Readers,
-    pub(crate) event_runs: Cache<(ConversationId, u64), Arc<EventRun>, RunWeight>,
-    pub(crate) change_runs: Cache<(ConversationId, u64), Arc<ChangeRun>, RunWeight>,
+    pub(crate) event_runs: RunCache<EventRun>,
+    pub(crate) change_runs: RunCache<ChangeRun>,
     /// Bytes of conversation records in memory, dirty and clean.
     pub(crate) record_bytes: AtomicUsize,
     pub(crate) record_cache_bytes: usize,
@@ -149,15 +151,16 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(index: Arc<dyn Index>, metrics: Metrics, sizes: CacheSizes) -> Self {
-        let (bodies, runs, changes) = (sizes.messages / 4 * 3, sizes.messages / 16 * 3, sizes.messages / 16);
+        let (bodies, for_events, for_changes) =
+            (sizes.messages / 4 * 3, sizes.messages / 16 * 3, sizes.messages / 16);
         Self {
             index,
             journal: OnceLock::new(),
             metrics,
             bodies: Cache::with_weighter(bodies / 1024 + 16, bodies as u64, BodyWeight),
             readers: Readers::default(),
-            event_runs: Cache::with_weighter(runs / 8192 + 16, runs as u64, RunWeight),
-            change_runs: Cache::with_weighter(changes / 8192 + 16, changes as u64, RunWeight),
+            event_runs: runs::cache(for_events, EventRun::heap_bytes),
+            change_runs: runs::cache(for_changes, ChangeRun::heap_bytes),
             record_bytes: AtomicUsize::new(0),
             record_cache_bytes: sizes.records,
         }
@@ -247,21 +250,6 @@ impl Weighter<(u32, u32), Bytes> for BodyWeight {
 
 /// The physical key of a conversation's record, for tests that damage it.
 #[cfg(test)]
-pub(crate) fn head_key(group: u16, id: &ConversationId) -> Vec<u8> {
+pub(crate) fn head_key(group: u16, id: &crate::conversation::ConversationId) -> Vec<u8> {
     value::chunk_key(&keys::head(group, id), 0)
-}
-
-#[derive(Clone)]
-pub(crate) struct RunWeight;
-
-impl Weighter<(ConversationId, u64), Arc<EventRun>> for RunWeight {
-    fn weight(&self, _: &(ConversationId, u64), run: &Arc<EventRun>) -> u64 {
-        run.heap_bytes() as u64 + 128
-    }
-}
-
-impl Weighter<(ConversationId, u64), Arc<ChangeRun>> for RunWeight {
-    fn weight(&self, _: &(ConversationId, u64), run: &Arc<ChangeRun>) -> u64 {
-        run.heap_bytes() as u64 + 128
-    }
 }

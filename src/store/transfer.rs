@@ -14,6 +14,7 @@ use super::StoreError;
 use super::fresh::{Outside, keys_missing};
 use super::group::GroupStore;
 use super::key_runs::key_runs_of;
+use super::runs::{CHANGE_RUNS, EVENT_RUNS};
 use crate::conversation::{
     ChangeRun, Conversation, ConversationId, EVENT_RUN, EventRun, HistoryError, Location,
 };
@@ -188,13 +189,14 @@ impl GroupStore {
     fn export_conversation(&self, id: &ConversationId, emit: Emit<'_>) -> Result<(), StoreError> {
         let Some((mut state, keys)) = self.with_its_keys(id)? else { return Ok(()) };
         for i in 0..state.sealed_event_runs() {
-            let run = self.with_outside(|outside| outside.event_run_in_passing(id, 1 + i * EVENT_RUN))?;
+            let run =
+                self.with_outside(|outside| outside.run_in_passing(&EVENT_RUNS, id, 1 + i * EVENT_RUN))?;
             let mut run = EventRun::clone(&run);
             self.emit_bodies(&mut |visit| run.visit_locations(visit), emit)?;
             emit(Block::EventRun { id: id.clone(), run: run.encode() })?;
         }
         for number in 0..state.sealed_change_runs() {
-            let run = self.with_outside(|outside| outside.change_run_in_passing(id, number))?;
+            let run = self.with_outside(|outside| outside.run_in_passing(&CHANGE_RUNS, id, number))?;
             let mut run = ChangeRun::clone(&run);
             self.emit_bodies(&mut |visit| run.visit_locations(visit), emit)?;
             emit(Block::ChangeRun { id: id.clone(), run: run.encode() })?;

@@ -2,6 +2,7 @@
 
 use super::fresh::Outside;
 use super::group::{Applied, GroupStore, Head};
+use super::runs::EVENT_RUNS;
 use super::{IndexError, StoreError, value};
 use crate::conversation::{Conversation, ConversationId, Reply, Standing, Trim, Trims};
 
@@ -31,11 +32,7 @@ impl GroupStore {
                 let runs = live.conversation.trim(at.index, id, &outside, trims.keep(), *upto_seq)?;
                 live.dirty |= !runs.is_empty();
                 events += live.conversation.trimmed_seq() - before;
-                for run in runs {
-                    // The cache is asked before the index, which is behind until the next checkpoint.
-                    self.shared.event_runs.remove(&(id.clone(), run.first_seq()));
-                    inner.fresh.replace_run(id, run);
-                }
+                runs.into_iter().for_each(|run| inner.fresh.replace(&EVENT_RUNS, &self.shared, id, run));
             }
             inner.put_back(id, Some(live));
         }
