@@ -32,6 +32,8 @@ impl<T: History + IdempotencyIndex> Outside for T {}
 #[derive(Clone, PartialEq, Debug)]
 pub struct Effects {
     pub reply: Reply,
+    /// The conversation, where there was none.
+    pub created: Option<Box<Conversation>>,
     /// Whether the record changed and must be written at the next checkpoint.
     pub changed: bool,
     /// Runs that left the record and must be kept by the store from now on.
@@ -48,6 +50,7 @@ impl Effects {
     pub(super) fn reply(reply: Reply) -> Effects {
         Effects {
             reply,
+            created: None,
             changed: false,
             sealed_events: Vec::new(),
             sealed_changes: Vec::new(),
@@ -63,7 +66,7 @@ impl Effects {
 
 /// Applies the command at Raft index `index`. `locations` says where the bodies of its messages lie, in order.
 pub fn apply(
-    conversation: &mut Option<Conversation>,
+    conversation: Option<&mut Conversation>,
     index: u64,
     command: &Command,
     locations: &[Location],
@@ -77,12 +80,13 @@ pub fn apply(
         let Action::Put { token_budget, trigger_ratio, policy, metadata } = &command.action else {
             return Ok(Effects::refused(Refusal::NotFound));
         };
-        let created = match create(index, command.now_ms, *token_budget, *trigger_ratio, policy, metadata) {
-            Ok(created) => conversation.insert(created),
-            Err(refusal) => return Ok(Effects::refused(refusal)),
-        };
-        let reply = Reply::Settled { created: true, changed: true, description: created.describe() };
-        return Ok(Effects { changed: true, ..Effects::reply(reply) });
+        return Ok(match create(index, command.now_ms, *token_budget, *trigger_ratio, policy, metadata) {
+            Ok(created) => {
+                let reply = Reply::Settled { created: true, changed: true, description: created.describe() };
+                Effects { created: Some(Box::new(created)), changed: true, ..Effects::reply(reply) }
+            }
+            Err(refusal) => Effects::refused(refusal),
+        });
     };
     let mut change =
         ChangeTo { at_ms: command.now_ms.max(current.updated_at_ms), conversation: current, index };

@@ -176,14 +176,14 @@ impl RestoredKeys {
 
 /// Applies a piece, or refuses it as a whole.
 pub(super) fn apply(
-    conversation: &mut Option<Conversation>,
+    conversation: Option<&mut Conversation>,
     index: u64,
     (id, now_ms): (&ConversationId, u64),
     restore: &Restore,
     locations: &[Location],
     outside: &dyn Outside,
 ) -> Result<Effects, HistoryError> {
-    let current = conversation.as_ref();
+    let current = conversation.as_deref();
     let version = current.map(Conversation::version);
     let held = current.map_or(0, |conversation| conversation.keys.len());
     let follows = restore.keys.as_ref().is_none_or(|keys| keys.after == held);
@@ -204,7 +204,10 @@ pub(super) fn apply(
     }
     effects.reply = Reply::Restored { version: restored.version };
     effects.changed = !restore.versions.is_empty() || restore.keys.is_some() || restore.end.is_some();
-    *conversation = Some(restored);
+    match conversation {
+        Some(conversation) => *conversation = restored,
+        None => effects.created = Some(Box::new(restored)),
+    }
     Ok(effects)
 }
 

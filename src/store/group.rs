@@ -14,7 +14,6 @@ use tokio::sync::watch;
 
 use super::fresh::{Fresh, Outside};
 use super::index::IndexError;
-use super::known_keys::KnownKeys;
 use super::live::Live;
 use super::meta::Meta;
 use super::records::{self, Tally, Writer};
@@ -74,6 +73,8 @@ pub(super) struct Inner {
     /// Applied or membership moved since the last checkpoint, maybe without touching a conversation.
     pub(super) meta_dirty: bool,
     pub(super) verified: bool,
+    /// An entry is being applied. Who takes the lock and finds this set comes after one that was left half applied.
+    pub(super) applying: bool,
     /// A snapshot is replacing everything; nothing can be read until it has.
     pub(super) installing: bool,
     /// The replica whose state this was is gone; nothing can be read until the next one begins.
@@ -148,56 +149,78 @@ impl GroupStore {
             index: at.index,
             reason: e.to_string(),
         })?;
-        let (command, locations) = match entry {
-            Entry::Command(command, locations) => (command, locations),
-            Entry::Marks(marks) => return self.apply_marks(at, &marks).map(Some),
-            Entry::Trims(trims) => return self.apply_trims(at, &trims).map(Some),
+        match entry {
+            Entry::Command(command, locations) => self.apply_command(at, &command, &locations),
+            Entry::Marks(marks) => self.apply_marks(at, &marks).map(Some),
+            Entry::Trims(trims) => self.apply_trims(at, &trims).map(Some),
+        }
+    }
+
+    fn apply_command(
+        &self,
+        at: Applied,
+        command: &Command,
+        locations: &[Location],
+    ) -> Result<Option<Reply>, StoreError> {
+        let mut inner = self.begin_entry([&command.id])?;
+        self.load(&mut inner, &command.id)?;
+        let reply = self.execute(&mut inner, at.index, command, locations)?;
+        self.end_entry(&mut inner, at);
+        Ok(reply)
+    }
+
+    fn execute(
+        &self,
+        inner: &mut Inner,
+        index: u64,
+        command: &Command,
+        locations: &[Location],
+    ) -> Result<Option<Reply>, StoreError> {
+        let id = &command.id;
+        let Inner { live: lives, fresh, writing, watchers, tracking, .. } = inner;
+        let outside = Outside::new(self, fresh, writing.as_deref());
+        let (live, lacked, effects) = match lives.get_mut(id) {
+            // A snapshot that was taken while this entry was on its way already holds its effect.
+            Some(live) if live.conversation.changed_index() >= index => return Ok(None),
+            Some(live) => {
+                let lacked = live.conversation.unarchived();
+                let effects = live.apply(index, command, locations, outside)?;
+                (live, lacked, effects)
+            }
+            None => match Live::create(index, command, locations, outside)? {
+                (None, effects) => return Ok(Some(effects.reply)),
+                (Some(created), effects) => (lives.entry(id.clone()).or_insert(created), 0, effects),
+            },
         };
-        let mut inner = self.lock_verified_for([&command.id])?;
-        let inner = &mut *inner;
-        let live = self.take(inner, &command.id)?;
+        live.weigh(&self.shared, id);
+        if effects.changed {
+            if let Some(watcher) = watchers.get(id) {
+                watcher.send_replace(live.conversation.version());
+            }
+            if let Some(tracking) = tracking {
+                tracking.moved(id, lacked, live.conversation.unarchived());
+            }
+            self.keep_bodies(command, locations);
+        }
+        Ok(Some(fresh.absorb(id, effects)))
+    }
+
+    /// Locks the state to apply an entry that touches these conversations. Without [`GroupStore::end_entry`], be it for an
+    /// error or a panic, what is in memory is of no use to anybody from then on.
+    pub(super) fn begin_entry<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a ConversationId>,
+    ) -> Result<MutexGuard<'_, Inner>, StoreError> {
+        let mut inner = self.lock_verified_for(ids)?;
+        inner.applying = true;
+        Ok(inner)
+    }
+
+    pub(super) fn end_entry(&self, inner: &mut Inner, at: Applied) {
+        inner.applying = false;
         inner.applied = Some(at);
         inner.meta_dirty = true;
-        if live.as_ref().is_some_and(|live| live.conversation.changed_index() >= at.index) {
-            // A snapshot that was taken while this entry was on its way already holds its effect.
-            inner.put_back(&command.id, live);
-            return Ok(None);
-        }
-        let (mut state, dirty, writing, mut keys) = match live {
-            Some(live) => {
-                self.shared.record_bytes.fetch_sub(live.bytes, Ordering::Relaxed);
-                let Live { conversation, dirty, writing, keys, .. } = *live;
-                (Some(conversation), dirty, writing, keys)
-            }
-            None => (None, false, false, KnownKeys::none()),
-        };
-        let lacked = state.as_ref().map_or(0, Conversation::unarchived);
-        let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
-        if let Some(state) = state.as_ref().filter(|_| asks_for_keys(&command)) {
-            keys.learn(|| outside.numbers_of_keys(&command.id, state.key_numbers()))?;
-        }
-        let outside = outside.knowing(&keys);
-        let effects = crate::conversation::apply(&mut state, at.index, &command, &locations, &outside)?;
-        if let Some(state) = state {
-            if effects.changed
-                && let Some(watcher) = inner.watchers.get(&command.id)
-            {
-                watcher.send_replace(state.version());
-            }
-            if effects.changed
-                && let Some(tracking) = &mut inner.tracking
-            {
-                tracking.moved(&command.id, lacked, state.unarchived());
-            }
-            keys.follow(&effects);
-            inner.insert(&self.shared, &command.id, state, keys, dirty || effects.changed, writing);
-        }
-        if effects.changed {
-            self.keep_bodies(&command, &locations);
-        }
-        let reply = inner.fresh.absorb(&command.id, effects);
         inner.sweep_if_over(&self.shared);
-        Ok(Some(reply))
     }
 
     /// Looks at a conversation; `None` when it does not exist.
@@ -207,14 +230,11 @@ impl GroupStore {
         look: impl FnOnce(&Conversation, &dyn conversation::Outside) -> T,
     ) -> Result<Option<T>, StoreError> {
         let mut inner = self.lock_verified_for([id])?;
-        let inner = &mut *inner;
-        let Some(mut live) = self.take(inner, id)? else { return Ok(None) };
+        self.load(&mut inner, id)?;
+        let Inner { live, fresh, writing, .. } = &mut *inner;
+        let Some(live) = live.get_mut(id) else { return Ok(None) };
         live.touched = true;
-        let answer = {
-            let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
-            look(&live.conversation, &outside)
-        };
-        inner.put_back(id, Some(live));
+        let answer = look(&live.conversation, &Outside::new(self, fresh, writing.as_deref()));
         inner.sweep_if_over(&self.shared);
         Ok(Some(answer))
     }
@@ -228,11 +248,9 @@ impl GroupStore {
     /// Closed when a snapshot replaces the state, or when the group is no longer hosted here.
     pub(crate) fn watch(&self, id: &ConversationId) -> Result<watch::Receiver<u64>, StoreError> {
         let mut inner = self.lock_verified_for([id])?;
-        let inner = &mut *inner;
         // Under one lock with the look at the version, so that no change falls between the two.
-        let live = self.take(inner, id)?;
-        let version = live.as_ref().map_or(0, |live| live.conversation.version());
-        inner.put_back(id, live);
+        self.load(&mut inner, id)?;
+        let version = inner.live.get(id).map_or(0, |live| live.conversation.version());
         inner.watchers.retain(|_, sender| sender.receiver_count() > 0);
         let sender = inner.watchers.entry(id.clone()).or_insert_with(|| watch::Sender::new(version));
         sender.send_if_modified(|seen| {
@@ -327,6 +345,9 @@ impl GroupStore {
     pub(crate) fn checkpoint(&self) -> Result<bool, StoreError> {
         let _index = self.index_lock.lock();
         let mut inner = self.inner.lock();
+        if inner.applying {
+            return Err(StoreError::Broken { group: self.group });
+        }
         if !inner.meta_dirty {
             return Ok(false);
         }
@@ -431,9 +452,11 @@ impl GroupStore {
     /// Locks the state unless it stands for nothing: what is not found in it would be taken for what does not exist.
     pub(super) fn lock_readable(&self) -> Result<MutexGuard<'_, Inner>, StoreError> {
         let inner = self.inner.lock();
-        match (inner.installing, inner.retired) {
-            (true, _) => Err(StoreError::Installing { group: self.group }),
-            (_, true) => Err(StoreError::Retired { group: self.group }),
+        let group = self.group;
+        match &*inner {
+            Inner { applying: true, .. } => Err(StoreError::Broken { group }),
+            Inner { installing: true, .. } => Err(StoreError::Installing { group }),
+            Inner { retired: true, .. } => Err(StoreError::Retired { group }),
             _ => Ok(inner),
         }
     }
@@ -456,17 +479,11 @@ impl GroupStore {
     }
 }
 
-/// Whether applying a command looks idempotency keys up.
-fn asks_for_keys(command: &Command) -> bool {
-    match &command.action {
-        Action::Append { idempotency, .. } => idempotency.is_some(),
-        Action::Restore(restore) => restore.keys.is_some(),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::Batch;
     use super::super::testing::{Fixture, id};
     use super::*;
 
@@ -485,5 +502,38 @@ mod tests {
         fixture.store.begin();
         assert_eq!(ids(&fixture.store).unwrap(), []);
         assert!(read(&fixture.store).unwrap().is_none());
+    }
+
+    /// The edge answers a panic like any error, and the node goes on.
+    #[test]
+    fn a_reader_that_panics_takes_no_record_along() {
+        let mut fixture = Fixture::new(0);
+        fixture.put(0);
+        fixture.append(0, 1);
+        let read = || fixture.store.read(&id("c0"), |c, _| assert_eq!(c.last_seq(), 7, "as asked"));
+        assert!(catch_unwind(AssertUnwindSafe(read)).is_err());
+        assert_eq!(fixture.store.read(&id("c0"), |c, _| c.last_seq()).unwrap(), Some(1));
+    }
+
+    #[test]
+    fn what_was_left_half_applied_is_neither_read_nor_written() {
+        let mut fixture = Fixture::new(0);
+        fixture.put(0);
+        fixture.append(0, 1);
+        fixture.store.checkpoint().unwrap();
+        let shared = fixture.store.shared.clone();
+        let keys = keys::numbered(0, keys::Kind::KeyRun, &id("c0"), 0);
+        let mut batch = Batch::default();
+        batch.put(value::chunk_key(&keys, 0), b"damaged".to_vec());
+        shared.index.write(batch).unwrap();
+        fixture.store = GroupStore::open(0, shared).unwrap();
+
+        let refused = fixture.try_append(0, 2);
+        assert!(matches!(refused, Err(StoreError::History(_))), "{refused:?}");
+        let broken = |error| matches!(error, StoreError::Broken { group: 0 });
+        assert!(fixture.store.read(&id("c0"), |_, _| ()).is_err_and(broken));
+        assert!(fixture.store.checkpoint().is_err_and(broken));
+        fixture.store.reset().unwrap();
+        assert!(fixture.store.read(&id("c0"), |_, _| ()).unwrap().is_none());
     }
 }

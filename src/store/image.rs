@@ -81,12 +81,11 @@ impl GroupStore {
                 return Ok(());
             }
             let mut inner = self.lock_verified_for([id])?;
-            let inner = &mut *inner;
-            let Some(mut live) = self.take(inner, id)? else { return Ok(()) };
+            self.load(&mut inner, id)?;
+            let Some(live) = inner.live.get_mut(id) else { return Ok(()) };
             live.conversation.visit_locations(&mut |location| follow(&moves, location));
             live.dirty = true;
             inner.meta_dirty = true;
-            inner.put_back(id, Some(live));
         }
         Err(StoreError::BelowFloor { group: self.group, floor })
     }

@@ -9,13 +9,12 @@ impl GroupStore {
     /// snapshot brought in a newer state, and of one that does not exist, the mark is passed over.
     pub(super) fn apply_marks(&self, at: Applied, marks: &Marks) -> Result<Reply, StoreError> {
         let marks = marks.as_slice();
-        let mut inner = self.lock_verified_for(marks.iter().map(|mark| &mark.id))?;
+        let mut inner = self.begin_entry(marks.iter().map(|mark| &mark.id))?;
         let inner = &mut *inner;
-        inner.applied = Some(at);
-        inner.meta_dirty = true;
         let mut moved = 0;
         for mark in marks {
-            let Some(mut live) = self.take(inner, &mark.id)? else { continue };
+            self.load(inner, &mark.id)?;
+            let Some(live) = inner.live.get_mut(&mark.id) else { continue };
             if live.conversation.changed_index() < at.index {
                 let lacked = live.conversation.unarchived();
                 let further = live.conversation.mark_archived(at.index, mark.archived_version);
@@ -25,9 +24,8 @@ impl GroupStore {
                 live.dirty |= further;
                 moved += u32::from(further);
             }
-            inner.put_back(&mark.id, Some(live));
         }
-        inner.sweep_if_over(&self.shared);
+        self.end_entry(inner, at);
         Ok(Reply::Marked { moved })
     }
 }

@@ -64,6 +64,8 @@ pub enum StoreError {
     Installing { group: u16 },
     #[error("group {group} is no longer hosted here")]
     Retired { group: u16 },
+    #[error("group {group}: an entry was left half applied")]
+    Broken { group: u16 },
     #[error("group {group}: a block of a snapshot is malformed")]
     Block { group: u16 },
     #[error("group {group}: messages are still located before segment {floor}")]
@@ -73,9 +75,9 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The state cannot be read here now: it is being replaced, or went with its replica.
+    /// The state cannot be read here now: it is being replaced, went with its replica, or is broken.
     pub(crate) fn is_unreadable(&self) -> bool {
-        matches!(self, Self::Installing { .. } | Self::Retired { .. })
+        matches!(self, Self::Installing { .. } | Self::Retired { .. } | Self::Broken { .. })
     }
 
     /// The index is wrong, and rebuilding it from the journal is the way out.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Applied, CacheSizes, GroupStore, Shared, SledIndex};
+use super::{Applied, CacheSizes, GroupStore, Shared, SledIndex, StoreError};
 use crate::conversation::{
     Action, Command, ConversationId, FrameLocation, Idempotency, NewMessage, Reply, RoleKind,
 };
@@ -34,13 +34,21 @@ impl Fixture {
 
     /// Applies the next entry of the log.
     pub(super) fn apply(&mut self, encoded: Bytes) -> Reply {
+        self.try_apply(encoded).unwrap()
+    }
+
+    fn try_apply(&mut self, encoded: Bytes) -> Result<Reply, StoreError> {
         self.index += 1;
         let at = Applied { term: 1, leader: 1, index: self.index };
-        self.store.apply(at, encoded, FrameLocation::default()).unwrap().unwrap()
+        Ok(self.store.apply(at, encoded, FrameLocation::default())?.unwrap())
     }
 
     pub(super) fn command(&mut self, name: &str, action: Action) -> Reply {
-        self.apply(Command { id: id(name), now_ms: self.now_ms, action }.encode())
+        self.try_command(name, action).unwrap()
+    }
+
+    fn try_command(&mut self, name: &str, action: Action) -> Result<Reply, StoreError> {
+        self.try_apply(Command { id: id(name), now_ms: self.now_ms, action }.encode())
     }
 
     /// Creates a conversation.
@@ -51,15 +59,19 @@ impl Fixture {
 
     /// Appends under a key; whether that was done before, and the message's seq.
     pub(super) fn append(&mut self, name: usize, key: u64) -> (bool, u64) {
+        match self.try_append(name, key).unwrap() {
+            Reply::Appended { first_seq, deduped, .. } => (deduped, first_seq),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn try_append(&mut self, name: usize, key: u64) -> Result<Reply, StoreError> {
         let body = r#""role":"user","parts":[],"metadata":{}"#;
         let message =
             NewMessage { body: body.into(), token_count: 1, role: RoleKind::User, parts: Vec::new() };
         let digest = u128::from(key).to_le_bytes();
         let idempotency = Some(Idempotency { key: digest, body: digest });
         let action = Action::Append { messages: vec![message], idempotency, if_version: None };
-        match self.command(&format!("c{name}"), action) {
-            Reply::Appended { first_seq, deduped, .. } => (deduped, first_seq),
-            other => panic!("{other:?}"),
-        }
+        self.try_command(&format!("c{name}"), action)
     }
 }

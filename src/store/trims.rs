@@ -19,13 +19,12 @@ pub struct Trimmable {
 impl GroupStore {
     /// Takes in the trims of one entry, all under one lock. As with marks, what a snapshot brought newer is passed over.
     pub(super) fn apply_trims(&self, at: Applied, trims: &Trims) -> Result<Reply, StoreError> {
-        let mut inner = self.lock_verified_for(trims.as_slice().iter().map(|trim| &trim.id))?;
+        let mut inner = self.begin_entry(trims.as_slice().iter().map(|trim| &trim.id))?;
         let inner = &mut *inner;
-        inner.applied = Some(at);
-        inner.meta_dirty = true;
         let mut events = 0;
         for Trim { id, upto_seq } in trims.as_slice() {
-            let Some(mut live) = self.take(inner, id)? else { continue };
+            self.load(inner, id)?;
+            let Some(live) = inner.live.get_mut(id) else { continue };
             if live.conversation.changed_index() < at.index {
                 let before = live.conversation.trimmed_seq();
                 let outside = Outside::new(self, &inner.fresh, inner.writing.as_deref());
@@ -34,9 +33,8 @@ impl GroupStore {
                 events += live.conversation.trimmed_seq() - before;
                 runs.into_iter().for_each(|run| inner.fresh.replace(&EVENT_RUNS, &self.shared, id, run));
             }
-            inner.put_back(id, Some(live));
         }
-        inner.sweep_if_over(&self.shared);
+        self.end_entry(inner, at);
         Ok(Reply::Trimmed { events })
     }
 

@@ -317,10 +317,10 @@ fn survive(bytes: &Bytes) {
     let _ = changes_after(&conversation, &id(), &history, 0, 500, u64::MAX);
     let _ = (conversation.describe(), conversation.heap_bytes(), conversation.encode());
     let _ = conversation.clone().trim(1, &id(), &history, 0, u64::MAX);
-    let mut changed = Some(conversation);
+    let mut changed = conversation;
     for (_, command) in commands() {
         let locations = vec![Location::default(); super::messages_of(&command).len()];
-        let _ = apply(&mut changed, 1, &command, &locations, &MemoryStore::default());
+        let _ = apply(Some(&mut changed), 1, &command, &locations, &MemoryStore::default());
     }
 }
 

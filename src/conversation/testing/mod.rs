@@ -93,8 +93,11 @@ impl Harness {
             assert_eq!((body, location.crc), (&*message.body, crc32c::crc32c(body)));
         }
         let before = self.conversation.clone();
-        let effects = apply(&mut self.conversation, self.index, &decoded, &locations, &self.store)
+        let mut effects = apply(self.conversation.as_mut(), self.index, &decoded, &locations, &self.store)
             .expect("the store reads");
+        if let Some(created) = effects.created.take() {
+            assert_eq!(self.conversation.replace(*created), None);
+        }
         assert_eq!(effects.changed, before != self.conversation, "{:?}", effects.reply);
         let reply = effects.reply.clone();
         self.keep(effects);
