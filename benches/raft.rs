@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fastpaca::conversation::{Action, ConversationId, NewMessage, PartKind, PartMeta, RoleKind, ToolRef};
+use fastpaca::conversation::{
+    Action, ConversationId, NewMessage, PartKind, PartMeta, Put, RoleKind, ToolRef,
+};
 use fastpaca::journal::{Draft, FrameKind, Journal, Options, RealDisk, ScanFrom};
 use fastpaca::metrics::Metrics;
 use fastpaca::peer::{PROTOCOLS, PeerSettings, Peers, Secrets};
@@ -147,7 +149,7 @@ async fn start(dir: &Path) -> (Arc<Node>, Shards) {
     let placement = Placement::new((0..GROUPS).map(|group| (group, vec![NODE])));
     shards.attach(node.clone(), no_links(), watch::Sender::new(Arc::new(placement)).subscribe());
     for n in 0..CONVERSATIONS {
-        let put = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
+        let put = Action::Put(Put::default());
         shards.propose(&id(n), put).await.expect("a conversation");
     }
     (node, shards)

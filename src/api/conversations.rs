@@ -13,7 +13,7 @@ use super::wire::answer::Json;
 use super::wire::etag::Asked;
 use super::wire::query::{Query, read_options};
 use super::wire::request::{Settings, metadata_patch};
-use crate::conversation::{Action, ConversationId, Reply, Status};
+use crate::conversation::{Action, ConversationId, Put, Reply, Status};
 use crate::shards::{ListPage, ListQuery};
 
 /// Conversations per page of a listing: by default, and at most.
@@ -31,7 +31,7 @@ pub(super) async fn put(
     accept::json(&head.headers)?;
     let body = scope.receive(&head.headers, body).await?;
     let Settings { token_budget, trigger_ratio, policy, metadata } = Settings::parse(&body.bytes)?;
-    let action = Action::Put { token_budget, trigger_ratio, policy, metadata };
+    let action = Action::Put(Put { token_budget, trigger_ratio, policy, metadata });
     settled(&id, scope.app.shards.propose(&id, action).await?)
 }
 

@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::state::{BadDocument, ClusterState, META_GROUP};
-use crate::conversation::{Action, ConversationId, EventRange, NewMessage, Reply, RoleKind, plan_events};
+use crate::conversation::{
+    Action, ConversationId, EventRange, NewMessage, Put, Reply, RoleKind, plan_events,
+};
 use crate::raft::{Group, Node};
 use crate::shards::{Shards, WriteError};
 use crate::store::StoreError;
@@ -97,7 +99,7 @@ pub(super) async fn save(
     state: &ClusterState,
 ) -> Result<u64, SaveError> {
     if expected.is_none() {
-        let put = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
+        let put = Action::Put(Put::default());
         shards.propose_to(META_GROUP, &id(), put).await?;
     }
     let message = NewMessage {

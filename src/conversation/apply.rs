@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::command::{Action, Command, CompactRange, Idempotency};
+use super::command::{Action, Command, CompactRange, Idempotency, Put};
 use super::history::Events;
 use super::idempotency::{IdempotencyIndex, IdempotencyRecord, Remembered};
 use super::message::{Location, MessageMeta, NewMessage, RoleKind};
 use super::metadata;
 use super::pairing::RecentCalls;
-use super::policy::{DEFAULT_TOKEN_BUDGET, DEFAULT_TRIGGER_RATIO, Policy, Settings};
+use super::policy::Settings;
 use super::reply::{Refusal, Reply, Status};
 use super::restore;
 use super::runs::{
@@ -77,10 +77,8 @@ pub fn apply(
         return restore::apply(conversation, index, stamp, piece, locations, outside);
     }
     let Some(current) = conversation else {
-        let Action::Put { token_budget, trigger_ratio, policy, metadata } = &command.action else {
-            return Ok(Effects::refused(Refusal::NotFound));
-        };
-        return Ok(match create(index, command.now_ms, *token_budget, *trigger_ratio, policy, metadata) {
+        let Action::Put(put) = &command.action else { return Ok(Effects::refused(Refusal::NotFound)) };
+        return Ok(match create(index, command.now_ms, put) {
             Ok(created) => {
                 let reply = Reply::Settled { created: true, changed: true, description: created.describe() };
                 Effects { created: Some(Box::new(created)), changed: true, ..Effects::reply(reply) }
@@ -91,9 +89,7 @@ pub fn apply(
     let mut change =
         ChangeTo { at_ms: command.now_ms.max(current.updated_at_ms), conversation: current, index };
     match &command.action {
-        Action::Put { token_budget, trigger_ratio, policy, metadata } => {
-            Ok(change.put(*token_budget, *trigger_ratio, policy, metadata))
-        }
+        Action::Put(put) => Ok(change.put(put)),
         Action::PatchMetadata { patch } => Ok(change.patch(patch)),
         Action::Append { messages, idempotency, if_version } => {
             change.append(&command.id, messages, locations, idempotency, *if_version, outside)
@@ -106,26 +102,26 @@ pub fn apply(
     }
 }
 
-fn create(
-    index: u64,
-    now_ms: u64,
-    token_budget: Option<u64>,
-    trigger_ratio: Option<f64>,
-    policy: &Option<Policy>,
-    metadata: &Option<Bytes>,
-) -> Result<Conversation, Refusal> {
-    let metadata = match metadata {
+fn create(index: u64, now_ms: u64, put: &Put) -> Result<Conversation, Refusal> {
+    let metadata = match &put.metadata {
         Some(metadata) => metadata::checked(metadata)?,
         None => Bytes::from_static(b"{}"),
     };
-    let settings = Settings {
-        token_budget: token_budget.unwrap_or(DEFAULT_TOKEN_BUDGET),
-        trigger_ratio: trigger_ratio.unwrap_or(DEFAULT_TRIGGER_RATIO),
-        policy: policy.clone().unwrap_or_default(),
-    };
     let default = Settings::shared_default();
-    let settings = if policy.is_none() && settings == *default { default } else { Arc::new(settings) };
+    let settings = put.over(&default);
+    let settings = if put.policy.is_none() && settings == *default { default } else { Arc::new(settings) };
     Ok(Conversation::new(index, now_ms, settings, metadata))
+}
+
+impl Put {
+    /// The settings given, and for the others those that are in force.
+    fn over(&self, current: &Settings) -> Settings {
+        Settings {
+            token_budget: self.token_budget.unwrap_or(current.token_budget),
+            trigger_ratio: self.trigger_ratio.unwrap_or(current.trigger_ratio),
+            policy: self.policy.as_ref().unwrap_or(&current.policy).clone(),
+        }
+    }
 }
 
 /// A command about to change an existing conversation, at a time that does not go back.
@@ -136,18 +132,12 @@ pub(super) struct ChangeTo<'a> {
 }
 
 impl ChangeTo<'_> {
-    fn put(
-        &mut self,
-        token_budget: Option<u64>,
-        trigger_ratio: Option<f64>,
-        policy: &Option<Policy>,
-        metadata: &Option<Bytes>,
-    ) -> Effects {
+    fn put(&mut self, put: &Put) -> Effects {
         let current = &self.conversation;
         if current.status == Status::Tombstoned {
             return Effects::refused(Refusal::Tombstoned);
         }
-        let metadata = match metadata {
+        let metadata = match &put.metadata {
             Some(metadata) if !metadata::equal(metadata, &current.metadata) => {
                 match metadata::checked(metadata) {
                     Ok(metadata) => Some(metadata),
@@ -156,11 +146,7 @@ impl ChangeTo<'_> {
             }
             _ => None,
         };
-        let settings = Settings {
-            token_budget: token_budget.unwrap_or(current.settings.token_budget),
-            trigger_ratio: trigger_ratio.unwrap_or(current.settings.trigger_ratio),
-            policy: policy.as_ref().unwrap_or(&current.settings.policy).clone(),
-        };
+        let settings = put.over(&current.settings);
         let settings = (settings != *current.settings).then(|| Arc::new(settings));
         self.settle(settings, metadata)
     }

@@ -25,14 +25,8 @@ pub struct Command {
 /// What to do with the conversation.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Action {
-    /// Creates the conversation or updates what is given. `trigger_ratio` and `metadata` were validated by the edge.
-    Put {
-        token_budget: Option<u64>,
-        trigger_ratio: Option<f64>,
-        policy: Option<Policy>,
-        /// A JSON object, as received.
-        metadata: Option<Bytes>,
-    },
+    /// Creates the conversation or updates what is given.
+    Put(Put),
     /// Merges the top-level members of a JSON object into the metadata; `null` removes one.
     PatchMetadata {
         patch: Bytes,
@@ -50,6 +44,16 @@ pub enum Action {
     Tombstone,
     /// Brings versions back from an archive or a backup.
     Restore(Restore),
+}
+
+/// What is given of a conversation. `trigger_ratio` and `metadata` were validated by the edge.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Put {
+    pub token_budget: Option<u64>,
+    pub trigger_ratio: Option<f64>,
+    pub policy: Option<Policy>,
+    /// A JSON object, as received.
+    pub metadata: Option<Bytes>,
 }
 
 /// Identifies a request that may be sent again: truncated SHA-256 of the client's key and of the request.
@@ -88,7 +92,7 @@ impl Command {
         out.bytes(self.id.as_str().as_bytes());
         out.varint(self.now_ms);
         match &self.action {
-            Action::Put { token_budget, trigger_ratio, policy, metadata } => {
+            Action::Put(Put { token_budget, trigger_ratio, policy, metadata }) => {
                 out.u8(PUT);
                 write_some(&mut out, token_budget, |out, budget| out.varint(*budget));
                 write_some(&mut out, trigger_ratio, |out, ratio| out.fixed_u64(ratio.to_bits()));
@@ -131,12 +135,12 @@ impl Command {
         let id = input.id()?;
         let now_ms = input.varint()?;
         let action = match input.u8()? {
-            PUT => Action::Put {
+            PUT => Action::Put(Put {
                 token_budget: read_some(&mut input, Reader::varint)?,
                 trigger_ratio: read_some(&mut input, read_ratio)?,
                 policy: read_some(&mut input, read_policy)?,
                 metadata: read_some(&mut input, Reader::bytes)?,
-            },
+            }),
             PATCH_METADATA => Action::PatchMetadata { patch: input.bytes()? },
             APPEND => Action::Append {
                 if_version: input.optional()?,

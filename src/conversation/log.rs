@@ -244,8 +244,8 @@ impl<T> Page<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Action;
     use super::super::testing::{Harness, append, put, text};
+    use super::super::{Action, Put};
     use super::*;
 
     #[test]
@@ -254,7 +254,7 @@ mod tests {
         real.apply(put());
         for n in 0..200 {
             let token_budget = Some(10_000 + n);
-            real.apply(Action::Put { token_budget, trigger_ratio: None, policy: None, metadata: None });
+            real.apply(Action::Put(Put { token_budget, ..Put::default() }));
             real.apply(append((0..1 + n % 3).map(|_| text(1)).collect()));
         }
         let after = |seq| version_after_event(real.current(), &real.id, &real.store, seq).unwrap();

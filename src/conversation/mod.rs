@@ -27,7 +27,7 @@ mod window;
 
 pub use apply::{Effects, Outside, apply};
 pub use codec::CodecError;
-pub use command::{Action, Command, CompactRange, FrameLocation, Idempotency};
+pub use command::{Action, Command, CompactRange, FrameLocation, Idempotency, Put};
 pub use id::{ConversationId, InvalidId, MAX_ID_BYTES};
 pub use idempotency::{IdempotencyIndex, IdempotencyRecord, KEPT_KEYS, KEPT_MS, MAX_KEYS};
 pub use log::{

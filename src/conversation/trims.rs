@@ -189,7 +189,8 @@ impl Conversation {
 mod tests {
     use super::super::testing::{Harness, append, put, text};
     use super::super::{
-        Action, CompactRange, Entry, EventRange, FrameLocation, NewMessage, Policy, RoleKind, plan_events,
+        Action, CompactRange, Entry, EventRange, FrameLocation, NewMessage, Policy, Put, RoleKind,
+        plan_events,
     };
     use super::*;
 
@@ -198,7 +199,7 @@ mod tests {
         let mut real = Harness::new();
         real.apply(put());
         let policy = Some(Policy::parse(Bytes::from_static(policy.as_bytes())).unwrap());
-        real.apply(Action::Put { token_budget: None, trigger_ratio: None, policy, metadata: None });
+        real.apply(Action::Put(Put { policy, ..Put::default() }));
         let first = NewMessage { role: RoleKind::System, ..text(1) };
         real.apply(append(std::iter::once(first).chain((1..events).map(|_| text(1))).collect()));
         archive(&mut real, u64::MAX);
@@ -255,7 +256,7 @@ mod tests {
         real.apply(put());
         real.apply(append((0..600).map(|_| text(1)).collect()));
         let policy = Some(Policy::parse(Bytes::from_static(NARROW.as_bytes())).unwrap());
-        real.apply(Action::Put { token_budget: None, trigger_ratio: None, policy, metadata: None });
+        real.apply(Action::Put(Put { policy, ..Put::default() }));
         archive(&mut real, 255);
         assert_eq!(real.trim(0, u64::MAX), 128);
         archive(&mut real, 256);

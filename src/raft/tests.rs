@@ -21,7 +21,7 @@ use super::state_machine::StateMachine;
 use super::types::{LeaderId, TypeConfig, Vote};
 use crate::conversation::{
     Action, Command, ConversationId, EventRange, Idempotency, Location, Mark, Marks, NewMessage, PartKind,
-    PartMeta, Policy, Reply, RoleKind, ToolRef, Trim, Trims, plan_events,
+    PartMeta, Policy, Put, Reply, RoleKind, ToolRef, Trim, Trims, plan_events,
 };
 use crate::journal::sim::SimDisk;
 use crate::journal::{Disk, Journal, OpenError, Options, RealDisk, ScanFrom};
@@ -196,14 +196,14 @@ fn message(text: &str) -> NewMessage {
 }
 
 pub(super) fn put() -> Action {
-    Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None }
+    Action::Put(Put::default())
 }
 
 /// A window so small that most of the log can be trimmed.
 pub(super) fn narrow() -> Action {
     let policy = Bytes::from_static(br#"{"strategy":"last_n","config":{"limit":9}}"#);
     let policy = Some(Policy::parse(policy).unwrap());
-    Action::Put { token_budget: None, trigger_ratio: None, policy, metadata: None }
+    Action::Put(Put { policy, ..Put::default() })
 }
 
 pub(super) fn trim(n: usize) -> Bytes {

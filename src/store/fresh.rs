@@ -218,7 +218,7 @@ fn undecodable(key: &[u8]) -> HistoryError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conversation::Action;
+    use crate::conversation::{Action, Put};
     use crate::store::testing::{Fixture, id};
 
     /// What a stream says of each change of settings looks at all changes before it.
@@ -228,7 +228,7 @@ mod tests {
         fixture.put(0);
         for budget in 1..=300 {
             let token_budget = Some(budget);
-            let action = Action::Put { token_budget, trigger_ratio: None, policy: None, metadata: None };
+            let action = Action::Put(Put { token_budget, ..Put::default() });
             fixture.command("c0", action);
         }
         assert!(fixture.store.checkpoint().unwrap());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Applied, CacheSizes, GroupStore, Shared, SledIndex, StoreError};
 use crate::conversation::{
-    Action, Command, ConversationId, FrameLocation, Idempotency, NewMessage, Reply, RoleKind,
+    Action, Command, ConversationId, FrameLocation, Idempotency, NewMessage, Put, Reply, RoleKind,
 };
 use crate::metrics::Metrics;
 
@@ -53,7 +53,7 @@ impl Fixture {
 
     /// Creates a conversation.
     pub(super) fn put(&mut self, name: usize) {
-        let action = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None };
+        let action = Action::Put(Put::default());
         self.command(&format!("c{name}"), action);
     }
 

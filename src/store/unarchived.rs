@@ -177,13 +177,13 @@ impl GroupStore {
 mod tests {
     use super::super::testing::{Fixture, id};
     use super::*;
-    use crate::conversation::{Action, Mark, Marks};
+    use crate::conversation::{Action, Mark, Marks, Put};
 
     impl Fixture {
         /// Takes a conversation to the next version.
         fn change(&mut self, name: &str) {
             let metadata = Some(format!(r#"{{"n":{}}}"#, self.index).into());
-            let action = Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata };
+            let action = Action::Put(Put { metadata, ..Put::default() });
             self.command(name, action);
         }
 

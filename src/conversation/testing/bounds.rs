@@ -31,7 +31,7 @@ fn long_conversation(events: u64) -> Harness {
     harness.apply(put());
     let policy = Policy::parse(Bytes::from_static(br#"{"strategy":"manual"}"#)).unwrap();
     let token_budget = Some(1 << 53);
-    harness.apply(Action::Put { token_budget, trigger_ratio: None, policy: Some(policy), metadata: None });
+    harness.apply(Action::Put(Put { token_budget, policy: Some(policy), ..Put::default() }));
     for _ in 0..events / 1_000 {
         harness.apply(append(vec![text(1); 1_000]));
     }

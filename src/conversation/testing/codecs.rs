@@ -60,12 +60,12 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("put_nothing", command(put())),
         (
             "put",
-            command(Action::Put {
+            command(Action::Put(Put {
                 token_budget: Some(1_000_000),
                 trigger_ratio: Some(0.5),
                 policy: Some(policy),
                 metadata,
-            }),
+            })),
         ),
         ("patch", command(Action::PatchMetadata { patch: Bytes::from_static(br#"{"a":null}"#) })),
         (

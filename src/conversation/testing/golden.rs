@@ -137,12 +137,12 @@ fn put(json: &str) -> Action {
     let settings: Value = if json.is_empty() { Value::Null } else { serde_json::from_str(json).unwrap() };
     let policy = settings.get("policy").map(|policy| Policy::parse(policy.to_string().into()).unwrap());
     let ratio = settings.get("trigger_ratio").map(|ratio| ratio.as_f64().unwrap());
-    Action::Put {
+    Action::Put(Put {
         token_budget: settings.get("token_budget").map(|budget| budget.as_u64().unwrap()),
         trigger_ratio: ratio.or(policy.as_ref().and_then(Policy::trigger_ratio)),
         policy,
         metadata: settings.get("metadata").map(|metadata| metadata.to_string().into()),
-    }
+    })
 }
 
 fn messages(json: &str) -> Vec<NewMessage> {

@@ -180,5 +180,5 @@ pub(super) fn append(messages: Vec<NewMessage>) -> Action {
 }
 
 pub(super) fn put() -> Action {
-    Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None }
+    Action::Put(Put::default())
 }

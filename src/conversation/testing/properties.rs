@@ -75,12 +75,12 @@ impl Pair {
         metadata: Option<&'static str>,
     ) {
         let policy = policy.map(|json| Policy::parse(Bytes::from_static(json.as_bytes())).unwrap());
-        let action = Action::Put {
+        let action = Action::Put(Put {
             token_budget,
             trigger_ratio,
             policy: policy.clone(),
             metadata: metadata.map(Bytes::from_static_str),
-        };
+        });
         let reply = self.real.apply(action);
         if self.tombstoned {
             return assert_eq!(reply, Reply::Refused(Refusal::Tombstoned));

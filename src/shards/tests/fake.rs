@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::conversation::{
-    Action, ConversationId, FrameLocation, NewMessage, PartKind, PartMeta, Reply, RoleKind, ToolRef,
+    Action, ConversationId, FrameLocation, NewMessage, PartKind, PartMeta, Put, Reply, RoleKind, ToolRef,
 };
 use crate::metrics::Metrics;
 use crate::peer::CallError;
@@ -31,7 +31,7 @@ pub(super) fn id(text: &str) -> ConversationId {
 }
 
 pub(super) fn put() -> Action {
-    Action::Put { token_budget: None, trigger_ratio: None, policy: None, metadata: None }
+    Action::Put(Put::default())
 }
 
 pub(super) fn say(text: &str) -> Action {
