@@ -1,6 +1,7 @@
 //! A conversation as of a version: the settings, summaries and length that a window is planned from.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::PlanError;
@@ -49,7 +50,7 @@ impl<'a> View<'a> {
         let newest = changes.chunk_at(version)?;
         let count = changes.chunk(newest)?.count_up_to(version);
         let mut settings = None;
-        let mut summaries: Vec<Summary> = Vec::new();
+        let mut summaries = BTreeMap::new();
         for number in (0..=newest).rev() {
             let chunk = changes.chunk(number)?;
             for change in chunk.changes().iter().rev().filter(|change| change.version <= version) {
@@ -67,7 +68,7 @@ impl<'a> View<'a> {
             // Creation is the one change that is not counted by versions.
             last_seq: (version + 1).saturating_sub(count).min(conversation.last_seq),
             settings: settings.unwrap_or_else(|| conversation.settings.clone()),
-            summaries: Cow::Owned(summaries),
+            summaries: Cow::Owned(summaries.into_values().collect()),
         })
     }
 
@@ -92,10 +93,10 @@ impl<'a> View<'a> {
     }
 }
 
-fn insert_unless_covered(summaries: &mut Vec<Summary>, summary: &Summary) {
-    let at = summaries.partition_point(|later| later.to_seq < summary.from_seq);
-    let covered = summaries.get(at).is_some_and(|later| later.from_seq <= summary.to_seq);
+fn insert_unless_covered(summaries: &mut BTreeMap<u64, Summary>, summary: &Summary) {
+    let later = summaries.range(..=summary.to_seq).next_back();
+    let covered = later.is_some_and(|(_, later)| summary.from_seq <= later.to_seq);
     if !covered {
-        summaries.insert(at, summary.clone());
+        summaries.insert(summary.from_seq, summary.clone());
     }
 }
