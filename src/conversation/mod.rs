@@ -6,6 +6,7 @@
 mod apply;
 mod codec;
 mod command;
+mod compaction;
 mod history;
 mod id;
 mod idempotency;
@@ -20,6 +21,7 @@ mod render;
 mod reply;
 mod reply_codec;
 mod restore;
+mod restore_codec;
 mod runs;
 mod state;
 mod trims;
