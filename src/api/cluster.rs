@@ -113,7 +113,7 @@ fn name_in(bytes: &[u8]) -> Result<Option<String>, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let text = check(bytes).map_err(|fault| ApiError::InvalidJson(fault.to_string()))?;
+    let (text, _) = check(bytes, 0).map_err(|fault| ApiError::InvalidJson(fault.to_string()))?;
     let body: Object<Named<'_>> = serde_json::from_str(text).map_err(|error| match error.is_data() {
         true => ApiError::InvalidRequest("name is given twice".into()),
         false => ApiError::InvalidJson(format!("The body is not valid JSON: {error}")),

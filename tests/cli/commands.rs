@@ -126,13 +126,13 @@ fn what_clients_keep_is_never_interpreted() {
     let [from, restored, imported] = [0, 1, 2].map(|at| small_node(&dirs[at]).start().unwrap());
     let run = |arguments: &[&str]| succeeds(&mut asking(&from, arguments));
     let nested = |depth: usize| format!(r#"{{"a":{}1.50{}}}"#, "[".repeat(depth), "]".repeat(depth));
-    // A body may have 126 levels, of which one is the request's.
+    // Metadata may have 125 levels, and so may an event, which is imported within a list.
     let kept = [r#"{"n":1e400, "m":-1.0E+0}"#.to_owned(), nested(119), nested(124)];
     for (number, metadata) in kept.iter().enumerate() {
         let id = number.to_string();
         let put = ["put", &id, "--metadata", metadata, "--policy", "manual"];
         assert!(run(&put).starts_with(&format!("{id}: active, version 0")));
-        let part = format!(r#"{{"type":"data","value":{}}}"#, nested(100));
+        let part = format!(r#"{{"type":"data","value":{}}}"#, nested(121));
         let event = format!(r#"{{"role":"user","parts":[{part}],"metadata":{{"n":1e400}}}}"#);
         assert_eq!(fed(asking(&from, &["append", &id, "--ndjson"]), &event), "appended 1 events\n");
         for command in ["tail", "window"] {

@@ -5,32 +5,37 @@
 //! UTF-16 pair, which no Unicode string can hold. One pass, no recursion, no allocation. Grammar is not checked here:
 //! whatever reads the text afterwards does that.
 
-/// Deepest nesting of arrays and objects in a body. An answer wraps an event in one more level at most, and common
-/// readers stop at 128.
-pub(crate) const DEPTH_MAX: usize = 126;
+/// Deepest nesting of arrays and objects in what is kept: a message, or metadata. Answers wrap that in up to three levels
+/// more, and common readers stop at 128.
+pub(crate) const KEPT_DEPTH_MAX: usize = 125;
 
 /// Why a text is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TextFault {
     #[error("The body is not UTF-8 (byte {0})")]
     NotUtf8(usize),
-    #[error("The body is nested deeper than {DEPTH_MAX} levels (byte {0})")]
-    TooDeep(usize),
+    #[error("The body is nested deeper than {depth_max} levels (byte {at})")]
+    TooDeep { depth_max: usize, at: usize },
     #[error("The escape {escape} at byte {at} is half of a surrogate pair")]
     LoneSurrogate { escape: String, at: usize },
 }
 
-/// Checks a text, see the module.
-pub(crate) fn check(bytes: &[u8]) -> Result<&str, TextFault> {
+/// Checks a text, see the module. What is kept of it may be wrapped in so many levels; answers also how deep the text is
+/// nested.
+pub(crate) fn check(bytes: &[u8], wraps: usize) -> Result<(&str, usize), TextFault> {
+    let depth_max = KEPT_DEPTH_MAX + wraps;
     let text = std::str::from_utf8(bytes).map_err(|error| TextFault::NotUtf8(error.valid_up_to()))?;
-    let mut depth = 0_usize;
+    let (mut depth, mut deepest) = (0_usize, 0);
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         match byte {
             b'{' | b'[' => {
                 depth += 1;
-                if depth > DEPTH_MAX {
-                    return Err(TextFault::TooDeep(at));
+                if depth > deepest {
+                    deepest = depth;
+                    if deepest > depth_max {
+                        return Err(TextFault::TooDeep { depth_max, at });
+                    }
                 }
             }
             b'}' | b']' => depth = depth.saturating_sub(1),
@@ -39,7 +44,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<&str, TextFault> {
         }
         at += 1;
     }
-    Ok(text)
+    Ok((text, deepest))
 }
 
 /// From behind an opening quote to its closing one (or the end of the text).
@@ -102,20 +107,24 @@ mod tests {
 
     #[test]
     fn depth_is_bounded_without_recursion() {
-        assert!(check(nested(DEPTH_MAX).as_bytes()).is_ok());
-        assert_eq!(check(nested(DEPTH_MAX + 1).as_bytes()), Err(TextFault::TooDeep(DEPTH_MAX)));
-        assert_eq!(check(nested(100_000).as_bytes()), Err(TextFault::TooDeep(DEPTH_MAX)));
-        assert!(
-            check(format!("{{\"a\":\"{}\"}}", "[".repeat(1_000)).as_bytes()).is_ok(),
-            "brackets in a string"
-        );
-        assert!(check(format!("[{}]", vec!["[]"; 1_000].join(",")).as_bytes()).is_ok(), "wide, not deep");
+        for wraps in 0..3 {
+            let depth_max = KEPT_DEPTH_MAX + wraps;
+            let deepest = nested(depth_max);
+            assert_eq!(check(deepest.as_bytes(), wraps), Ok((deepest.as_str(), depth_max)));
+            let refused = Err(TextFault::TooDeep { depth_max, at: depth_max });
+            assert_eq!(check(nested(depth_max + 1).as_bytes(), wraps), refused);
+            assert_eq!(check(nested(100_000).as_bytes(), wraps), refused);
+        }
+        let in_string = format!("{{\"a\":\"{}\"}}", "[".repeat(1_000));
+        assert_eq!(check(in_string.as_bytes(), 0), Ok((in_string.as_str(), 1)));
+        let wide = format!("[{}]", vec!["[]"; 1_000].join(","));
+        assert_eq!(check(wide.as_bytes(), 0), Ok((wide.as_str(), 2)));
     }
 
     #[test]
     fn half_a_surrogate_pair_is_named() {
         for good in [r#""\ud83d\ude00""#, r#""\u00e9""#, r#""\\ud83d""#, r#""\\\\ud83d x""#, r#""a\nb""#] {
-            assert_eq!(check(good.as_bytes()), Ok(good));
+            assert_eq!(check(good.as_bytes(), 0), Ok((good, 0)));
         }
         for (bad, escape) in [
             (r#""\ud83d""#, r"\ud83d"),
@@ -124,7 +133,7 @@ mod tests {
             (r#"["\ud83d\ud83d\ude00"]"#, r"\ud83d"),
             (r#"{"\udc00":1}"#, r"\udc00"),
         ] {
-            let Err(TextFault::LoneSurrogate { escape: found, .. }) = check(bad.as_bytes()) else {
+            let Err(TextFault::LoneSurrogate { escape: found, .. }) = check(bad.as_bytes(), 0) else {
                 panic!("{bad} passed");
             };
             assert_eq!(found, escape);
@@ -141,12 +150,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = check(&bytes);
+            let _ = check(&bytes, 0);
         }
 
         #[test]
         fn any_quoting_is_survived(text in r#"[\[\]{}"\\uda0-9 ]{0,60}"#) {
-            let _ = check(text.as_bytes());
+            let _ = check(text.as_bytes(), 0);
         }
 
         /// The check refuses no text that a reader takes, and every lone surrogate that a reader would choke on.
@@ -154,7 +163,7 @@ mod tests {
         fn agrees_with_a_reader(text in r#""([ab"\\/]|\\\\|\\"|\\u[dD][89cCdD][0-9]{2}|\\u00[0-9]{2}){0,8}""#) {
             let read = serde_json::from_str::<String>(&text).is_ok();
             let grammar = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
-            let checked = check(text.as_bytes()).is_ok();
+            let checked = check(text.as_bytes(), 0).is_ok();
             prop_assert!(!read || checked, "refused a good text");
             prop_assert!(!(grammar && !read && checked), "passed a text with half a pair");
         }

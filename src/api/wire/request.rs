@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::json;
+use super::json::{self, KEPT_DEPTH_MAX};
 use super::shape::{Items, List, Object, is_object, must_be, string, whole_number};
 use crate::api::dialect::Dialect;
 use crate::api::error::ApiError;
@@ -26,6 +26,9 @@ use crate::conversation::{
 
 /// Most events of one batch, and most messages of one replacement.
 pub(crate) const BATCH_MAX: usize = 1_000;
+/// Levels of a body around what is kept of it: as a member of the body, or in a list that is one.
+const ALONE: usize = 1;
+const IN_LIST: usize = 2;
 /// Longest idempotency key in bytes.
 const KEY_BYTES_MAX: usize = 128;
 
@@ -90,7 +93,7 @@ impl<'a> Append<'a> {
             idempotency_key: Option<&'a RawValue>,
             if_version: Option<&'a RawValue>,
         }
-        let fields: Fields<'a> = members(bytes)?;
+        let (fields, depth): (Fields<'a>, _) = members(bytes, IN_LIST)?;
         let (one, many) = match dialect {
             Dialect::Conversations => (fields.event, fields.events),
             Dialect::Contexts => (fields.message, fields.messages),
@@ -101,6 +104,9 @@ impl<'a> Append<'a> {
             (None, Some(many)) => (Message::read_list(many, events, one_bytes_max)?, true),
             _ => return Err(ApiError::InvalidRequest(format!("either {event} or {events} is required"))),
         };
+        if !is_batch && depth > KEPT_DEPTH_MAX + ALONE {
+            checked(bytes, ALONE)?;
+        }
         if !is_batch && bytes.len() > one_bytes_max {
             return Err(ApiError::TooLarge { what: "The request body".into(), limit_bytes: one_bytes_max });
         }
@@ -123,7 +129,7 @@ impl<'a> Compact<'a> {
             replacement: Option<Messages<'a>>,
             if_version: Option<&'a RawValue>,
         }
-        let fields: Fields<'a> = members(bytes)?;
+        let (fields, _): (Fields<'a>, _) = members(bytes, IN_LIST)?;
         let seq = |raw, field| optional(raw, field, "a whole number of at least 1", positive);
         let range =
             CompactRange { from: seq(fields.from_seq, "from_seq")?, to: seq(fields.to_seq, "to_seq")? };
@@ -146,7 +152,7 @@ impl Settings {
             metadata: Option<&'a RawValue>,
         }
         let fields: Fields<'_> =
-            if bytes.trim_ascii().is_empty() { Fields::default() } else { members(bytes)? };
+            if bytes.trim_ascii().is_empty() { Fields::default() } else { members(bytes, ALONE)?.0 };
         let budget = |raw: &RawValue| positive(raw).filter(|budget| *budget <= EXACT_MAX);
         let token_budget =
             optional(fields.token_budget, "token_budget", "a whole number from 1 to 2^53 - 1", budget)?;
@@ -164,7 +170,7 @@ impl Settings {
 
 /// `PATCH .../metadata`: a JSON object, as received.
 pub(crate) fn metadata_patch(bytes: &[u8]) -> Result<Bytes, ApiError> {
-    let raw = value(bytes)?;
+    let raw: &RawValue = serde_json::from_str(checked(bytes, 0)?.0).map_err(syntax)?;
     if !is_object(raw) {
         return Err(must_be("The body", "an object"));
     }
@@ -307,19 +313,15 @@ impl fmt::Display for Place {
     }
 }
 
-/// Reads the members of the object that every body is.
-fn members<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
-    let text = checked(bytes)?;
+/// Reads the members of the object that nearly every body is; answers also how deep it is nested.
+fn members<'a, T: Deserialize<'a>>(bytes: &'a [u8], wraps: usize) -> Result<(T, usize), ApiError> {
+    let (text, depth) = checked(bytes, wraps)?;
     let object: Object<T> = serde_json::from_str(text).map_err(syntax)?;
-    object.expect("The body")
+    Ok((object.expect("The body")?, depth))
 }
 
-fn value(bytes: &[u8]) -> Result<&RawValue, ApiError> {
-    serde_json::from_str(checked(bytes)?).map_err(syntax)
-}
-
-fn checked(bytes: &[u8]) -> Result<&str, ApiError> {
-    json::check(bytes).map_err(|fault| ApiError::InvalidJson(fault.to_string()))
+fn checked(bytes: &[u8], wraps: usize) -> Result<(&str, usize), ApiError> {
+    json::check(bytes, wraps).map_err(|fault| ApiError::InvalidJson(fault.to_string()))
 }
 
 /// Text that is not JSON, or JSON with a member twice.

@@ -141,6 +141,20 @@ fn bad_texts_are_refused_as_such() {
     assert!(matches!(refused(deep(200).as_bytes()), ApiError::InvalidJson(text) if text.contains("nested")));
     assert!(matches!(refused(deep(100_000).as_bytes()), ApiError::InvalidJson(_)));
     assert!(Append::parse(deep(100).as_bytes(), Dialect::Conversations, LIMIT).is_ok());
+    let nested = |opening: &str, depth: usize, closing: &str| {
+        let value = format!("{}{}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+        format!(r#"{opening}{{"role":"a","parts":[],"x":{value}}}{closing}"#)
+    };
+    let reads = |text: &str| Append::parse(text.as_bytes(), Dialect::Conversations, LIMIT).is_ok();
+    for (depth, is_taken) in [(KEPT_DEPTH_MAX, true), (KEPT_DEPTH_MAX + 1, false)] {
+        assert_eq!(reads(&nested(r#"{"event":"#, depth, "}")), is_taken);
+        assert_eq!(reads(&nested(r#"{"events":["#, depth, "]}")), is_taken);
+        let replacement = nested(r#"{"replacement":["#, depth, "]}");
+        assert_eq!(Compact::parse(replacement.as_bytes(), LIMIT).is_ok(), is_taken);
+        let metadata = nested("", depth, "");
+        assert_eq!(metadata_patch(metadata.as_bytes()).is_ok(), is_taken);
+        assert_eq!(Settings::parse(format!(r#"{{"metadata":{metadata}}}"#).as_bytes()).is_ok(), is_taken);
+    }
     let lone = br#"{"event":{"role":"a","parts":[{"type":"text","text":"\ud800"}]}}"#;
     assert!(matches!(refused(lone), ApiError::InvalidJson(text) if text.contains(r"\ud800")));
     let twice = br#"{"event":{"role":"a","role":"b","parts":[]}}"#;
