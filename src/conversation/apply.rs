@@ -199,20 +199,12 @@ impl ChangeTo<'_> {
             return Ok(Effects::refused(refusal));
         }
         let remembered = match idempotency {
-            Some(request) if !messages.is_empty() => {
-                let record = IdempotencyRecord {
-                    first_seq: self.conversation.last_seq + 1,
-                    count: messages.len() as u32,
-                    version: self.conversation.version + messages.len() as u64,
-                    body: request.body,
-                    at_ms: self.at_ms,
-                };
-                match self.conversation.keys.remember(id, request.key, record, outside)? {
-                    Ok(remembered) => remembered,
-                    Err(refusal) => return Ok(Effects::refused(refusal)),
-                }
-            }
-            _ => Remembered::default(),
+            Some(request) if !messages.is_empty() => self.remember(id, request, messages.len(), outside)?,
+            _ => Ok(Remembered::default()),
+        };
+        let remembered = match remembered {
+            Ok(remembered) => remembered,
+            Err(refusal) => return Ok(Effects::refused(refusal)),
         };
         let first_seq = self.conversation.last_seq + 1;
         let sealed_events = self.append_messages(messages, locations);
@@ -257,6 +249,24 @@ impl ChangeTo<'_> {
             token_counts: token_counts.collect::<Result<_, _>>()?,
             deduped: true,
         }))
+    }
+
+    /// Keeps the key of a request that is about to append so many messages.
+    fn remember(
+        &mut self,
+        id: &ConversationId,
+        request: &Idempotency,
+        count: usize,
+        outside: &dyn Outside,
+    ) -> Result<Result<Remembered, Refusal>, HistoryError> {
+        let record = IdempotencyRecord {
+            first_seq: self.conversation.last_seq + 1,
+            count: count as u32,
+            version: self.conversation.version + count as u64,
+            body: request.body,
+            at_ms: self.at_ms,
+        };
+        self.conversation.keys.remember(id, request.key, record, outside)
     }
 
     pub(super) fn may_write(&self, if_version: Option<u64>) -> Result<(), Refusal> {
