@@ -80,17 +80,9 @@ impl Writer {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let (id, offset) = match Reader::open(path) {
-            Ok(mut reader) => {
-                let (theirs, ours) = (&reader.header.cluster_id, &header.cluster_id);
-                if theirs != ours {
-                    return Err(format!("{}: begun of cluster {theirs}, not of {ours}", path.display()));
-                }
-                // What is cut off at the end was being written when the backup was interrupted.
-                while let Ok(Some(_)) = reader.next(walk) {}
-                (reader.header.id.as_u128(), reader.offset)
-            }
-            Err(_) => (0, 0),
+        let (id, offset) = match file.metadata().map_err(failed)?.len() {
+            0 => (0, 0),
+            _ => gone_on_with(path, header, walk)?,
         };
         file.set_len(offset).map_err(failed)?;
         let mut writer = Writer { file, path: path.to_owned(), id, offset, waiting: Vec::new() };
@@ -161,6 +153,24 @@ fn digest(id: u128, offset: u64, head: &[u8], payload: &[u8]) -> u128 {
     hasher.update(head);
     hasher.update(payload);
     hasher.digest128()
+}
+
+/// The id of the backup that was begun there, and where to go on with it.
+fn gone_on_with(path: &Path, ours: &Header, walk: &mut Walk) -> Result<(u128, u64), String> {
+    let begun = Reader::open(path);
+    let mut reader = begun.map_err(|why| format!("{why}; it is left as it is: move it away"))?;
+    let (theirs, ours) = (&reader.header.cluster_id, &ours.cluster_id);
+    if theirs != ours {
+        return Err(format!("{}: begun of cluster {theirs}, not of {ours}", path.display()));
+    }
+    let (mut offset, mut reading) = (reader.offset, Walk::default());
+    // What is cut off at the end was being written when the backup was interrupted. Keys are read again from the first on.
+    while let Ok(Some(_)) = reader.next(&mut reading) {
+        if !reading.is_amid_keys() {
+            (offset, *walk) = (reader.offset, reading.clone());
+        }
+    }
+    Ok((reader.id, offset))
 }
 
 /// A backup that is read, from its beginning to its end block.
@@ -297,4 +307,73 @@ fn excerpts(mut raw: &[u8]) -> Result<Vec<Excerpt>, String> {
         raw = rest;
     }
     if raw.is_empty() { Ok(excerpts) } else { Err("an excerpt is cut off".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::conversation::{
+        Action, Command, ConversationId, IdempotencyRecord, Restore, RestoredKeys, RestoredVersion,
+    };
+    use crate::shards::{Cursor, RestoringCommand};
+
+    /// An excerpt of a conversation without events: its creation, then these keys.
+    fn excerpt(id: &str, after: Option<u64>, keys: &[u8], next: Option<Cursor>) -> Excerpt {
+        let record = IdempotencyRecord { first_seq: 1, count: 1, version: 1, body: [1; 16], at_ms: 5 };
+        let restored = keys.iter().map(|key| ([*key; 16], record)).collect();
+        let versions = if after.is_none() { vec![RestoredVersion::Created(Arc::default())] } else { vec![] };
+        let restored = RestoredKeys { after: 0, keys: restored };
+        let restore = Restore { after, versions, keys: Some(restored), end: None };
+        let id = ConversationId::parse(id).unwrap();
+        let command = Command { id: id.clone(), now_ms: 5, action: Action::Restore(restore) }.encode();
+        let command = RestoringCommand { after, upto: 0, digest: (0, 0), keys: keys.len() as u64, command };
+        Excerpt { id: id.as_str().to_owned(), commands: vec![command], next }
+    }
+
+    fn keep(excerpt: &Excerpt, walk: &mut Walk, writer: &mut Writer) {
+        walk.take(excerpt).unwrap();
+        writer.add(&excerpt.encode()).unwrap();
+        writer.flush().unwrap();
+    }
+
+    #[test]
+    fn what_was_interrupted_amid_keys_goes_on_before_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.partial");
+        let mut walk = Walk::default();
+        let header = Header::new("cluster");
+        let mut writer = Writer::open(&path, &header, &mut walk).unwrap();
+        let amid = Cursor { version: 1, key: 2, keys: 2 };
+        keep(&excerpt("a", None, &[1, 2], None), &mut walk, &mut writer);
+        let whole = fs::metadata(&path).unwrap().len();
+        keep(&excerpt("b", None, &[1, 2], Some(amid)), &mut walk, &mut writer);
+        drop(writer);
+
+        let mut walk = Walk::default();
+        let mut writer = Writer::open(&path, &header, &mut walk).unwrap();
+        assert_eq!((walk.position(), walk.sum().keys), ((Some("a"), None), 2));
+        assert_eq!(fs::metadata(&path).unwrap().len(), whole);
+        keep(&excerpt("b", None, &[2, 3], Some(amid)), &mut walk, &mut writer);
+        let again = walk.take(&excerpt("b", Some(0), &[4, 2], None)).unwrap_err();
+        assert!(again.contains("forgotten and used again"), "{again}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_backup_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.partial");
+        let header = Header::new("cluster");
+        for theirs in ["mine", &"mine ".repeat(100), "fastpaca backup\n and more"] {
+            fs::write(&path, theirs).unwrap();
+            let refused = Writer::open(&path, &header, &mut Walk::default()).err().unwrap();
+            assert!(refused.contains("it is left as it is"), "{refused}");
+            assert_eq!(fs::read(&path).unwrap(), theirs.as_bytes());
+        }
+        fs::write(&path, "").unwrap();
+        Writer::open(&path, &header, &mut Walk::default()).map(drop).unwrap();
+        assert_eq!(Reader::open(&path).unwrap().header(), &header);
+    }
 }

@@ -1,5 +1,7 @@
 //! What the excerpts of a backup must add up to: conversations in the order of their ids, each whole from its creation on.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::{Action, Command, FrameLocation};
@@ -15,12 +17,14 @@ pub(super) struct Sum {
 }
 
 /// A walk along the excerpts.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Walk {
     id: Option<String>,
     /// The last version so far of the conversation that goes on.
     upto: Option<u64>,
     next: Option<Cursor>,
+    /// The idempotency keys so far of the conversation that goes on.
+    keys: HashSet<[u8; 16]>,
     sum: Sum,
 }
 
@@ -34,15 +38,26 @@ impl Walk {
             }
             (Some(current), None) if current >= id => return Err(format!("{id} follows {current}")),
             (_, Some(_)) => {}
-            (_, None) => self.upto = None,
+            (_, None) => {
+                self.upto = None;
+                self.keys.clear();
+            }
         }
         for restoring in &excerpt.commands {
             let (command, _) = Command::decode(restoring.command.clone(), FrameLocation::default())
                 .map_err(|error| format!("{id}: {error}"))?;
-            let is_restore =
-                matches!(&command.action, Action::Restore(restore) if restore.after == restoring.after);
-            if !is_restore || command.id.as_str() != id {
+            let Command { id: of, action: Action::Restore(restore), .. } = &command else {
                 return Err(format!("{id}: a command does something else than restoring it"));
+            };
+            if of.as_str() != id || restore.after != restoring.after {
+                return Err(format!("{id}: a command does something else than restoring it"));
+            }
+            // No conversation takes it, and which of its two requests the key stands for is not known.
+            let mut keys = restore.keys.iter().flat_map(|keys| &keys.keys);
+            if !keys.all(|(key, _)| self.keys.insert(*key)) {
+                return Err(format!(
+                    "{id}: an idempotency key was forgotten and used again between two excerpts"
+                ));
             }
             if restoring.after != self.upto {
                 return Err(format!(
@@ -63,6 +78,12 @@ impl Walk {
     /// The last conversation, and where it goes on, unless it is whole.
     pub(super) fn position(&self) -> (Option<&str>, Option<Cursor>) {
         (self.id.as_deref(), self.next)
+    }
+
+    /// Whether the keys of a conversation have begun to come, and not ended. What is to come must follow soon: of keys that
+    /// are forgotten and used again meanwhile, one would come twice.
+    pub(super) fn is_amid_keys(&self) -> bool {
+        self.next.is_some_and(|next| next.keys > 0)
     }
 
     /// What there has been so far.
