@@ -36,6 +36,9 @@ use crate::tokens::Estimator;
 use crate::trace::{self, Span};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Requests of operators at once: they have places of their own, so that a node can be looked at, and be drained, however
+/// many requests of clients it has.
+const OPERATORS_MAX: usize = 32;
 /// Longest request id taken from a client.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -49,6 +52,7 @@ struct Inner {
     keys: Keys,
     rate: Option<RateLimit>,
     in_flight: Arc<Semaphore>,
+    operators: Arc<Semaphore>,
     answers: Answers,
     connections: Arc<ConnectionCaps>,
     ids: RequestIds,
@@ -148,6 +152,7 @@ impl App {
             keys: Keys::new(config.api_keys.iter().map(Secret::expose)),
             rate: limits.rate.map(|(per_second, burst)| RateLimit::new(per_second, burst)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            operators: Arc::new(Semaphore::new(OPERATORS_MAX)),
             answers: Answers::new(),
             connections: ConnectionCaps::new(
                 limits.connections,
@@ -179,8 +184,9 @@ impl App {
                 (refusal.into_response(), None)
             }
         };
-        // What a write did is told in any case, and in few words.
-        if let Some(admission) = admission.as_mut().filter(|_| method == Method::GET) {
+        // What a write did is told in any case, and in few words; so is how the node fares.
+        let needs_room = method == Method::GET && !is_operators(uri.path());
+        if let Some(admission) = admission.as_mut().filter(|_| needs_room) {
             match inner.answers.make_room(&response) {
                 Ok(memory) => admission.memory = memory,
                 Err(refusal) => {
@@ -297,6 +303,11 @@ fn is_health(path: &str) -> bool {
     path.starts_with("/health/")
 }
 
+/// What tells operators of the node and its cluster, or is told by them.
+fn is_operators(path: &str) -> bool {
+    path == "/metrics" || path == "/v1/cluster" || path.starts_with("/v1/cluster/") || console::is_asset(path)
+}
+
 impl Inner {
     /// Decides whether to serve a request, before anything of its body is read.
     fn admit(&self, request: &Request) -> Result<Admission, ApiError> {
@@ -308,7 +319,8 @@ impl Inner {
         if !self.is_public(uri.path()) {
             self.keys.authorize(request.headers())?;
         }
-        if let Some(rate) = &self.rate
+        let is_operators = is_operators(uri.path());
+        if let Some(rate) = self.rate.as_ref().filter(|_| !is_operators)
             && let Err(wait) = rate.admit()
         {
             let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -321,7 +333,8 @@ impl Inner {
         if is_waiting(request.method(), uri) {
             return Ok(admission);
         }
-        match self.in_flight.clone().try_acquire_owned() {
+        let places = if is_operators { &self.operators } else { &self.in_flight };
+        match places.clone().try_acquire_owned() {
             Ok(permit) => {
                 admission.permit = Some(permit);
                 Ok(admission)

@@ -311,7 +311,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "max_inflight_requests",
         default: Some("1024"),
         example: "",
-        doc: "Requests being served at once, streams apart; beyond it 503 unavailable.",
+        doc: "Requests being served at once, streams and requests of operators apart; beyond it 503 unavailable.",
         field: |c| Field::Count(&mut c.max_inflight_requests, COUNT),
     },
     Setting {
@@ -319,7 +319,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "rate_limit_per_second",
         default: Some("0"),
         example: "",
-        doc: "Requests a second this node takes, in all; beyond it 429 rate_limited. 0 = no limit.",
+        doc: "Requests a second this node takes, in all, those of operators apart; beyond it 429 rate_limited. 0 = no limit.",
         field: |c| Field::Rate(&mut c.rate_limit_per_second, 0..=10_000_000),
     },
     Setting {

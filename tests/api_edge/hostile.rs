@@ -374,6 +374,9 @@ async fn an_answer_that_is_not_sent_counts_as_a_request_at_work() {
         assert_eq!(&begun[..peeked], b"HTTP/1.1 200");
     }
     client.get("a").await.fails(503, "unavailable");
+    for path in ["/metrics", "/v1/cluster", "/health/live"] {
+        assert_eq!(client.raw(Method::GET, path).send().await.unwrap().status(), 200, "{path}");
+    }
     drop(windows);
     let given_back = async {
         while client.get("a").await.status != 200 {
