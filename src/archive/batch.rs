@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use futures_util::future::join_all;
+use tokio::time::sleep;
 use tracing::{error, warn};
 
+use super::pace;
 use super::plan::Outcome;
 use super::postgres::{FailureKind, Postgres, WriteError, Written};
 use super::rows::Rows;
@@ -64,8 +66,18 @@ impl Share {
     }
 }
 
+/// Does one batch, and gives appends of clients room after it.
+pub(super) async fn paced(context: Context, ids: Vec<ConversationId>) -> Report {
+    let (shards, metrics) = (context.shards.clone(), context.metrics.clone());
+    let (begun, before) = (Instant::now(), metrics.appended_events_total.get());
+    let report = run(context, ids).await;
+    let appended = metrics.appended_events_total.get() - before;
+    sleep(pace::rest(begun.elapsed(), appended, shards.unarchived_versions())).await;
+    report
+}
+
 /// Does one batch of these conversations.
-pub(super) async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
+async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
     let mut report = Report { outcomes: Vec::with_capacity(ids.len()), failure: None };
     let mut shares = read(&context, ids, &mut report).await;
     let written = match write_all(&context, &mut shares, &mut report).await {
@@ -85,6 +97,14 @@ pub(super) async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
 
 /// Reads what the archive lacks, as far as a batch goes.
 async fn read(context: &Context, ids: Vec<ConversationId>, report: &mut Report) -> Vec<Share> {
+    let held = match context.postgres.archived(context.cluster, &ids.iter().collect::<Vec<_>>()).await {
+        Ok(held) => held,
+        Err(error) => {
+            report.failure = Some(error.into());
+            report.outcomes.extend(ids.into_iter().map(|id| (id, Outcome::Failed { oldest_ms: None })));
+            return Vec::new();
+        }
+    };
     let mut left = HistoryLimits { versions: context.batch_rows, bytes: BATCH_BYTES };
     let mut shares = Vec::with_capacity(ids.len());
     for id in ids {
@@ -92,7 +112,7 @@ async fn read(context: &Context, ids: Vec<ConversationId>, report: &mut Report) 
             report.outcomes.push((id, Outcome::Untouched));
             continue;
         }
-        let page = match context.shards.unarchived(&id, left).await {
+        let page = match context.shards.unarchived(&id, held.get(id.as_str()).copied(), left).await {
             Ok(Some(page)) => page,
             Ok(None) => {
                 report.outcomes.push((id, Outcome::Gone));

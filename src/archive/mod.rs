@@ -6,8 +6,9 @@
 //! none of it, and nothing here grows with what waits.
 //!
 //! Reading order: `plan` decides what goes next (pure), `rows` makes rows (pure), `postgres` writes them, `batch` does one
-//! batch from log to mark, `service` runs all of it. `read` reads the archive back, for `verify` and `restore`. `trimmer`
-//! has the log let go of what the archive holds, `gaps` finds out whether it does, and `cold` reads that back for clients.
+//! batch from log to mark, `service` runs all of it. `reconciler` finds out what the archive has lost. `read` reads the
+//! archive back, for `verify` and `restore`. `trimmer` has the log let go of what the archive holds, `gaps` finds out whether
+//! it does, and `cold` reads that back for clients.
 
 mod backoff;
 mod batch;
@@ -19,6 +20,7 @@ mod pace;
 mod plan;
 mod postgres;
 mod read;
+mod reconciler;
 mod restore;
 mod rows;
 mod service;

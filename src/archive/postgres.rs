@@ -4,7 +4,7 @@
 //! changes nothing; a row that is there with another digest is reported, and never replaced. Every statement runs within a
 //! transaction and without a name, so that a pooler may give each transaction another session.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -154,6 +154,27 @@ impl Postgres {
         let mut connection = self.connection().await?;
         let done = timeout(WRITE_MAX, write(&mut connection, Uuid::from_u128(cluster), rows)).await;
         judge(connection, done)
+    }
+
+    /// Up to which version the archive says it has these conversations, where it has something of them.
+    pub(super) async fn archived(
+        &self,
+        cluster: u128,
+        ids: &[&ConversationId],
+    ) -> Result<HashMap<String, u64>, WriteError> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut connection = self.connection().await?;
+        let done = timeout(WRITE_MAX, archived(&mut connection, Uuid::from_u128(cluster), ids)).await;
+        judge(connection, done.map(|done| done.map_err(WriteError::from)))
+    }
+
+    /// When the server that answers was started, which tells it from others.
+    pub(super) async fn started(&self) -> Result<String, WriteError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(WRITE_MAX, started(&mut connection)).await;
+        judge(connection, done.map(|done| done.map_err(WriteError::from)))
     }
 
     /// Those of these messages that are there, each with its seq.
@@ -309,6 +330,32 @@ async fn upsert_conversations(
     let query = query.bind(&rows.policy).bind(&rows.metadata).bind(&rows.metadata_text);
     query.bind(&rows.created_at_ms).bind(&rows.updated_at_ms).execute(connection).await?;
     Ok(())
+}
+
+const ARCHIVED: &str = "SELECT id, archived_version FROM fastpaca.conversations
+    WHERE cluster_id = $1 AND id = ANY ($2)";
+
+async fn archived(
+    connection: &mut PgConnection,
+    cluster: Uuid,
+    ids: &[&ConversationId],
+) -> Result<HashMap<String, u64>, sqlx::Error> {
+    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    let mut transaction = connection.begin().await?;
+    let query = sqlx::query(ARCHIVED).persistent(false).bind(cluster).bind(ids);
+    let rows = query.fetch_all(&mut *transaction).await?;
+    transaction.rollback().await?;
+    let archived = |row: &PgRow| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)?.unsigned_abs()));
+    rows.iter().map(archived).collect()
+}
+
+const STARTED: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
+
+async fn started(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let row = sqlx::query(STARTED).persistent(false).fetch_one(&mut *transaction).await?;
+    transaction.rollback().await?;
+    row.try_get(0)
 }
 
 const BODIES: &str = "SELECT seq, body FROM fastpaca.events

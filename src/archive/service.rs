@@ -1,23 +1,23 @@
 //! The flusher: finds out what the archive lacks of the groups led here, and has it written in batches.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use super::batch::{self, Context, Failure, Report};
 use super::cold::ColdRows;
-use super::pace;
 use super::plan::Planner;
 use super::postgres::{FailureKind, Postgres, WriteError};
+use super::reconciler::Reconciler;
 use super::trimmer::Trimmer;
 use crate::config::Secret;
-use crate::conversation::ConversationId;
 use crate::metrics::Metrics;
 use crate::shards::{Shards, now_ms};
 
@@ -79,6 +79,16 @@ impl Archive {
             metrics: metrics.clone(),
             failed: Mutex::default(),
         }));
+        let reconciler = Reconciler {
+            shards: shards.clone(),
+            postgres: postgres.clone(),
+            metrics: metrics.clone(),
+            batch_rows: settings.batch_rows,
+            flush_interval: settings.flush_interval,
+            cluster: cluster.clone(),
+            asked: HashMap::new(),
+        };
+        tasks.push(tokio::spawn(reconciler.run(stop.clone())));
         if let Some(keep) = settings.tail_keep {
             let trimmer = Trimmer {
                 shards: shards.clone(),
@@ -227,7 +237,7 @@ impl Flusher {
                 cluster,
                 batch_rows: self.settings.batch_rows,
             };
-            self.tasks.spawn(async move { Done::Batch(paced(context, ids).await) });
+            self.tasks.spawn(async move { Done::Batch(batch::paced(context, ids).await) });
         }
     }
 
@@ -282,16 +292,6 @@ impl Flusher {
         self.metrics.archive_lag_seconds.set(lag as f64 / 1_000.0);
         self.metrics.archive_stopped_conversations.set(self.planner.stopped() as i64);
     }
-}
-
-/// Writes a batch, and gives appends of clients room after it.
-async fn paced(context: Context, ids: Vec<ConversationId>) -> Report {
-    let (shards, metrics) = (context.shards.clone(), context.metrics.clone());
-    let (begun, before) = (Instant::now(), metrics.appended_events_total.get());
-    let report = batch::run(context, ids).await;
-    let appended = metrics.appended_events_total.get() - before;
-    sleep(pace::rest(begun.elapsed(), appended, shards.unarchived_versions())).await;
-    report
 }
 
 async fn wait_until(at: Option<Instant>) {

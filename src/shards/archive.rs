@@ -87,17 +87,31 @@ impl Shards {
         looked.await.map_err(|error| ReadError::Internal(format!("look task: {error}")))?
     }
 
-    /// The versions of a conversation that the archive lacks, oldest first. `None` if its group is not led here, or it
+    /// Conversations of a group led here that the archive is marked to hold something of, and up to which version, among the
+    /// next records after `after`; with the last of these, if more follow.
+    pub async fn look_for_archived(
+        &self,
+        group: u16,
+        after: Option<ConversationId>,
+    ) -> Result<(Vec<(ConversationId, u64)>, Option<ConversationId>), ReadError> {
+        let Some(replica) = self.led(group)? else { return Ok((Vec::new(), None)) };
+        let look = move || replica.store().look_for_archived(after.as_ref(), SCAN_STEP);
+        let looked = tokio::task::spawn_blocking(look).await;
+        Ok(looked.map_err(|error| ReadError::Internal(format!("look task: {error}")))??)
+    }
+
+    /// The versions of a conversation that the archive lacks, oldest first; also those that it is marked to hold and has
+    /// lost, by what it says it holds. `None` if its group is not led here, or it
     /// does not exist.
     pub async fn unarchived(
         &self,
         id: &ConversationId,
+        held: Option<u64>,
         limits: HistoryLimits,
     ) -> Result<Option<HistoryPage>, ReadError> {
+        let first = First::Unarchived { held };
         match self.led(group_of(id))? {
-            Some(replica) => {
-                history::read(replica.store(), &self.0.cold, id, First::Unarchived, limits).await
-            }
+            Some(replica) => history::read(replica.store(), &self.0.cold, id, first, limits).await,
             None => {
                 // Whoever leads next looks at all records, which has to include this node if it leads again at once.
                 if let Some(replica) = self.attached()?.local.replica(group_of(id)) {

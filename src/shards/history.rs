@@ -182,8 +182,11 @@ const NOT_THERE: Bytes = Bytes::from_static(b"\0");
 #[derive(Debug, Clone, Copy)]
 pub(super) enum First {
     Version(u64),
-    /// At the first that is not archived.
-    Unarchived,
+    /// At the first that is not archived: by its mark, or after the version up to which the archive is said to hold it, if
+    /// that is less. What was trimmed only the archive had.
+    Unarchived {
+        held: Option<u64>,
+    },
     /// At the one that follows event `seq`; at creation for seq 0.
     AfterEvent {
         seq: u64,
@@ -201,9 +204,17 @@ pub(super) async fn read(
     let reading = store.reading();
     let planned = store.read(id, |c, history| {
         let archived = c.archived_version();
+        let after = |version: Option<u64>| version.map_or(0, |version| version + 1);
         let first = match first {
             First::Version(first) => first,
-            First::Unarchived => archived.map_or(0, |archived| archived + 1),
+            First::Unarchived { held } if held < archived => {
+                let trimmed = match c.trimmed_seq() {
+                    0 => 0,
+                    seq => version_after_event(c, id, history, seq)?,
+                };
+                after(held).max(trimmed).min(after(archived))
+            }
+            First::Unarchived { .. } => after(archived),
             First::AfterEvent { seq } => version_after_event(c, id, history, seq)?,
         };
         let versions = versions_from(c, id, history, first, limits.versions, limits.bytes)?;

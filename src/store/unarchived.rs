@@ -18,6 +18,9 @@ const NEWS_MAX: usize = 1_024;
 /// A conversation that the archive lacks something of, and how many versions that is.
 pub(crate) type Behind = (ConversationId, u64);
 
+/// A conversation that the archive is marked to hold something of, and up to which version.
+pub(crate) type Marked = (ConversationId, u64);
+
 /// How far in the order of ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Reached {
@@ -125,7 +128,7 @@ impl GroupStore {
             Reached::Upto(last) => Some(last.clone()),
             Reached::End => return Ok(None),
         };
-        let (found, upto) = self.look(&inner, after.as_ref(), limit)?;
+        let (found, upto) = self.look(&inner, after.as_ref(), limit, unarchived)?;
         let behind = found.values().sum();
         if let Some(tracking) = &mut inner.tracking {
             tracking.scanned(upto, behind);
@@ -133,13 +136,29 @@ impl GroupStore {
         Ok(Some(found.into_iter().collect()))
     }
 
-    /// What the records after `after` lack, and how far it was looked. The index has records that changed in memory since,
+    /// Looks at up to `limit` or so records after `after` for what the archive is marked to hold: up to which version, and
+    /// the last of them; `None` when none is left.
+    pub(crate) fn look_for_archived(
+        &self,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<(Vec<Marked>, Option<ConversationId>), StoreError> {
+        self.ensure_verified()?;
+        let inner = self.inner.lock();
+        let versions = |_, archived: Option<u64>| archived.map_or(0, |archived| archived + 1);
+        let (found, upto) = self.look(&inner, after, limit, versions)?;
+        let last = if let Reached::Upto(last) = upto { Some(last) } else { None };
+        Ok((found.into_iter().map(|(id, versions)| (id, versions - 1)).collect(), last))
+    }
+
+    /// What the records after `after` count for, if anything, by version and mark, and how far it was looked. The index has records that changed in memory since,
     /// and lacks new ones.
     fn look(
         &self,
         inner: &Inner,
         after: Option<&ConversationId>,
         limit: usize,
+        counts: fn(u64, Option<u64>) -> u64,
     ) -> Result<(BTreeMap<ConversationId, u64>, Reached), StoreError> {
         let mut found = BTreeMap::new();
         let mut upto = Reached::End;
@@ -152,9 +171,9 @@ impl GroupStore {
             looked += 1;
             if !inner.live.contains_key(&head.id) {
                 let standing = peek(&head)?;
-                let lacks = unarchived(standing.version, standing.archived_version);
-                if lacks > 0 {
-                    found.insert(head.id.clone(), lacks);
+                let count = counts(standing.version, standing.archived_version);
+                if count > 0 {
+                    found.insert(head.id.clone(), count);
                 }
             }
             upto = Reached::Upto(head.id);
@@ -164,9 +183,9 @@ impl GroupStore {
         }
         let here = |id: &ConversationId| upto.includes(id) && after.is_none_or(|after| id > after);
         for (id, live) in inner.live.iter().filter(|(id, _)| here(id)) {
-            let lacks = live.conversation.unarchived();
-            if lacks > 0 {
-                found.insert(id.clone(), lacks);
+            let count = counts(live.conversation.version(), live.conversation.archived_version());
+            if count > 0 {
+                found.insert(id.clone(), count);
             }
         }
         Ok((found, upto))
@@ -229,6 +248,33 @@ mod tests {
             let expected = [("a", 2), ("c", 1), ("d", 3), ("e", 1)].map(|(id, n)| (id.to_owned(), n));
             assert_eq!(fixture.scan_all(limit), expected, "{limit} at a time");
             assert_eq!(fixture.store.unarchived_versions(), 7);
+        }
+    }
+
+    #[test]
+    fn what_is_marked_is_found_in_the_index_and_in_memory() {
+        let mut fixture = Fixture::new(0);
+        for name in ["a", "b", "c"] {
+            fixture.change(name);
+            fixture.change(name);
+        }
+        fixture.mark("a", 0);
+        fixture.mark("b", 0);
+        fixture.checkpoint();
+        fixture.change("d");
+        fixture.mark("b", 1);
+        fixture.mark("d", 0);
+        for limit in [1, 2, 100] {
+            let (mut marked, mut after) = (Vec::new(), None);
+            loop {
+                let (found, last) = fixture.store.look_for_archived(after.as_ref(), limit).unwrap();
+                marked.extend(found);
+                after = last;
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(marked, [("a", 0), ("b", 1), ("d", 0)].map(|(name, upto)| (id(name), upto)));
         }
     }
 

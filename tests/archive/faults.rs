@@ -192,3 +192,39 @@ async fn the_server_does_not_need_it() {
     world.postgres.run();
     world.archive_is_the_log().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_archive_has_lost_is_sent_again() {
+    let Some(mut world) = World::start() else { return };
+    let mut ids = create_conversations(&world.client, "short", 3).await;
+    world.append(&ids, "a word").await;
+    ids.extend(fill(&world.client, "long").await);
+    world.archive_is_the_log().await;
+    let is_whole = async |world: &World, arguments: &[&str]| {
+        world.until("it is sent again", async || world.verify(arguments).status.success()).await;
+    };
+    // As with a standby that lacks what was committed last: some of each long conversation, and all of the short ones.
+    let later = "WHERE version > 40 OR conversation_id LIKE 'short%'";
+    let go_back = format!(
+        "DELETE FROM fastpaca.events {later}; DELETE FROM fastpaca.changes {later};
+         DELETE FROM fastpaca.conversations WHERE id LIKE 'short%';
+         UPDATE fastpaca.conversations SET version = 40, archived_version = 40"
+    );
+
+    // A conversation that is written to finds out by that.
+    world.postgres.sql(&go_back);
+    let [short, long] = [&ids[0], &ids[3]];
+    for id in [short, long] {
+        world.client.append(id, "and another").await.expect(201);
+        is_whole(&world, &["--conversation", id]).await;
+    }
+    // The others do when a server of Postgres answers that was started at another time.
+    world.postgres.kill();
+    world.postgres.run();
+    is_whole(&world, &[]).await;
+    world.postgres.sql("TRUNCATE fastpaca.events, fastpaca.changes, fastpaca.conversations");
+    world.postgres.kill();
+    world.postgres.run();
+    is_whole(&world, &[]).await;
+    assert!(world.process.log().contains("archive_lost"));
+}
