@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::ReadError;
+use super::room::Room;
 use crate::conversation::{ConversationId, Location};
 
 /// Reads of the archive at a time; more wait.
@@ -26,16 +27,19 @@ pub trait ColdStore: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, String>>;
 }
 
-/// The archive as reads see it, and the bound of the windows that are read, from there or from here.
+/// The archive as reads see it, and the bounds of what is read, from there or from here.
 pub(super) struct Cold {
     store: OnceLock<Arc<dyn ColdStore>>,
     room: Semaphore,
     window_bytes_max: OnceLock<u64>,
+    /// For what is read here for answers that are being made.
+    pub(super) answers: Room,
 }
 
 impl Default for Cold {
     fn default() -> Self {
-        Self { store: OnceLock::new(), room: Semaphore::new(READS_MAX), window_bytes_max: OnceLock::new() }
+        let (store, window_bytes_max) = Default::default();
+        Self { store, room: Semaphore::new(READS_MAX), window_bytes_max, answers: Room::new() }
     }
 }
 

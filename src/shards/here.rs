@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::cold::Cold;
+use super::room::{Room, Taken};
 use super::{
     Change, ChangePage, EventPage, EventsQuery, Order, ReadError, StoredEvent, Usage, Window, WindowMessage,
 };
@@ -77,7 +78,8 @@ pub(super) async fn window(
         if bytes > bytes_max { Err(ReadError::WindowTooLarge { bytes_max }) } else { Ok(()) }
     };
     check(plan.messages.iter().map(|message| u64::from(message.location.len)).sum())?;
-    let bodies = bodies(store, reading, cold, id, plan.messages.iter().map(|m| (m.seq, m.location))).await?;
+    let wanted = plan.messages.iter().map(|m| (m.seq, m.location));
+    let bodies = bodies(store, reading, cold, Some(&cold.answers), id, wanted).await?;
     let messages: Vec<WindowMessage> = plan
         .messages
         .into_iter()
@@ -135,7 +137,7 @@ pub(super) async fn events(
         true => last.seq > range.from_seq,
         false => last.seq < range.to_seq,
     });
-    let mut events = stored_events(store, reading, cold, id, metas).await?;
+    let mut events = stored_events(store, reading, cold, Some(&cold.answers), id, metas).await?;
     if query.tail_offset.is_some() {
         events.reverse();
     }
@@ -160,7 +162,8 @@ pub(super) async fn changes(
         StreamKind::Event(event) => Some(*event),
         _ => None,
     });
-    let mut events = stored_events(store, reading, cold, id, events.collect()).await?.into_iter();
+    // A stream holds them for as long as its client takes, and is bounded with the others.
+    let mut events = stored_events(store, reading, cold, None, id, events.collect()).await?.into_iter();
     let changes = items.into_iter().map(|item| change(item, &mut events)).collect();
     Ok(Some(ChangePage { changes, version, status }))
 }
@@ -169,10 +172,11 @@ async fn stored_events(
     store: &Store,
     reading: Reading,
     cold: &Cold,
+    room: Option<&Room>,
     id: &ConversationId,
     metas: Vec<EventRef>,
 ) -> Result<Vec<StoredEvent>, ReadError> {
-    let bodies = bodies(store, reading, cold, id, metas.iter().map(|m| (m.seq, m.location))).await?;
+    let bodies = bodies(store, reading, cold, room, id, metas.iter().map(|m| (m.seq, m.location))).await?;
     let events = metas.into_iter().zip(bodies).map(|(meta, body)| StoredEvent {
         seq: meta.seq,
         body,
@@ -182,21 +186,23 @@ async fn stored_events(
     Ok(events.collect())
 }
 
-/// The bytes of messages, by their seqs and locations: from the archive for those that were trimmed.
+/// The bytes of messages, by their seqs and locations: from the archive for those that were trimmed, once there is room
+/// for the others.
 async fn bodies(
     store: &Store,
     reading: Reading,
     cold: &Cold,
+    room: Option<&Room>,
     id: &ConversationId,
     wanted: impl Iterator<Item = (u64, Location)> + Clone,
 ) -> Result<Vec<Bytes>, ReadError> {
     let trimmed: Vec<_> = wanted.clone().filter(|(_, at)| !at.is_placed()).collect();
     let placed = wanted.clone().map(|(_, at)| at).filter(Location::is_placed);
     if trimmed.is_empty() {
-        return placed_bodies(store, reading, placed).await;
+        return placed_bodies(store, reading, room, placed).await;
     }
     let mut far = cold.read(id, &trimmed).await?.into_iter();
-    let mut near = placed_bodies(store, reading, placed).await?.into_iter();
+    let mut near = placed_bodies(store, reading, room, placed).await?.into_iter();
     let next = |(_, at): (u64, Location)| if at.is_placed() { near.next() } else { far.next() };
     Ok(wanted.map_while(next).collect())
 }
@@ -205,22 +211,30 @@ async fn bodies(
 async fn placed_bodies(
     store: &Store,
     reading: Reading,
+    room: Option<&Room>,
     locations: impl Iterator<Item = Location> + Clone,
 ) -> Result<Vec<Bytes>, ReadError> {
     if let Some(bodies) = store.cached_bodies(locations.clone()) {
         return Ok(bodies);
     }
-    read_bodies(store, reading, locations.collect()).await
+    let taken = match room {
+        Some(room) => room.take(locations.clone().map(|at| u64::from(at.len)).sum()).await,
+        None => Taken::default(),
+    };
+    read_bodies(store, reading, taken, locations.collect()).await
 }
 
 /// Message bytes, on the blocking pool.
 pub(super) async fn read_bodies(
     store: &Store,
     reading: Reading,
+    taken: Taken,
     locations: Vec<Location>,
 ) -> Result<Vec<Bytes>, ReadError> {
     let store = store.clone();
-    let read = tokio::task::spawn_blocking(move || store.bodies(&reading, &locations)).await;
+    // It goes on when nobody waits for it any more, and keeps its room until then.
+    let read = move || store.bodies(&reading, &locations).map(|bodies| taken.hold_with(bodies));
+    let read = tokio::task::spawn_blocking(read).await;
     let bodies = read.map_err(|e| ReadError::Internal(format!("read task: {e}")))?;
     if let Err(error @ StoreError::Damaged { .. }) = &bodies {
         tracing::error!(event = "message_damaged", error = %error);

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::ReadError;
 use super::cold::Cold;
 use super::here::read_bodies;
+use super::room::Taken;
 use crate::conversation::{
     ChangeKind, ConversationId, Description, HistoryError, Location, MessageMeta, Settings, Version,
     VersionKind, version_after_event, versions_from,
@@ -240,7 +241,7 @@ pub(super) async fn in_full(
         false => cold.look(id, &trimmed).await?,
     }
     .into_iter();
-    let mut near = read_bodies(store, reading, locations(&versions)).await?.into_iter();
+    let mut near = read_bodies(store, reading, Taken::default(), locations(&versions)).await?.into_iter();
     let mut bodies = |at: &Location| match at.is_placed() {
         true => near.next(),
         false => far.next().map(|body| body.unwrap_or(NOT_THERE)),

@@ -24,6 +24,7 @@ mod pieces;
 pub mod placement;
 mod read;
 mod remote;
+mod room;
 mod route;
 mod search;
 mod standing;
