@@ -174,7 +174,7 @@ mod tests {
         let (semaphore, permit) = held();
         drop(hold_until_sent(Response::new(Body::from("answer")), permit));
         assert_eq!(semaphore.available_permits(), 1);
-        let streamed = Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>());
+        let streamed = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
         for body in [Body::empty(), streamed] {
             let (semaphore, permit) = held();
             let _response = hold_until_sent(Response::new(body), permit);

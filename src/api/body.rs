@@ -250,13 +250,13 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::stream::{self, StreamExt};
     use http::HeaderValue;
-    use tokio_stream::StreamExt;
 
     fn chunks(chunks: &[&'static [u8]]) -> Body {
         let chunks: Vec<_> =
             chunks.iter().map(|chunk| Ok::<_, std::io::Error>(Bytes::from_static(chunk))).collect();
-        Body::from_stream(tokio_stream::iter(chunks))
+        Body::from_stream(stream::iter(chunks))
     }
 
     fn bodies() -> Bodies {
@@ -330,9 +330,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stalled_body_is_given_up() {
-        let stalled = Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>());
+        let stalled = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
         assert_eq!(received(stalled, 9).await, Err(ApiError::RequestTimeout));
-        let dripping = tokio_stream::iter(0..).then(async |_| {
+        let dripping = stream::iter(0..).then(async |_| {
             tokio::time::sleep(Duration::from_secs(5)).await;
             Ok::<_, std::io::Error>(Bytes::from_static(b"a"))
         });
