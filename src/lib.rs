@@ -20,7 +20,7 @@
 //! conversation
 //! logging
 //! config, metrics, trace
-//! files, tls
+//! files, testing, tls
 //! ```
 
 pub mod advise;
@@ -39,6 +39,8 @@ pub mod raft;
 pub mod server;
 pub mod shards;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod tokens;
 pub mod trace;

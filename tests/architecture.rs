@@ -22,7 +22,8 @@ const LAYERS: &[&[&str]] = &[
     &["conversation"],
     &["logging"],
     &["config", "metrics", "trace"],
-    &["files", "tls"],
+    // `testing` is for unit tests.
+    &["files", "testing", "tls"],
 ];
 
 /// Modules that must not know of some below them.

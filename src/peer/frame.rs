@@ -222,8 +222,10 @@ impl<H> Reassembly<H> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::hex;
 
     fn frames() -> Vec<Frame> {
         let chunk = Bytes::from_static(b"abc");
@@ -242,8 +244,7 @@ mod tests {
 
     #[test]
     fn the_bytes_on_the_wire_are_these() {
-        let hex = |frame: &Frame| frame.encode().iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let lines: Vec<String> = frames().iter().map(hex).collect();
+        let lines: Vec<String> = frames().iter().map(|frame| hex(&frame.encode())).collect();
         let golden = [
             "010000000000000001020300000005616263",
             "02000000000000000200000003616263",

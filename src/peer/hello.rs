@@ -269,8 +269,10 @@ pub(crate) fn shortened(text: &str, bytes_max: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::hex;
 
     fn hello() -> Hello {
         Hello {
@@ -305,8 +307,7 @@ mod tests {
 
     #[test]
     fn the_bytes_on_the_wire_are_these() {
-        let hex = |message: &Message| message.encode().iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let lines: Vec<String> = messages().iter().map(hex).collect();
+        let lines: Vec<String> = messages().iter().map(|message| hex(&message.encode())).collect();
         assert_eq!(lines.join("\n"), include_str!("hello.golden").trim_end());
     }
 

@@ -95,6 +95,7 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::hex;
 
     fn secrets(cluster: &[&str], api: &[&str]) -> Secrets {
         let list = |texts: &[&str]| texts.iter().map(|text| Secret::new(*text)).collect::<Vec<_>>();
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn names_of_keys_are_a_contract() {
-        let name = |secrets: Secrets| secrets.ids()[0].iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let name = |secrets: Secrets| hex(&secrets.ids()[0]);
         assert_eq!(name(secrets(&["a"], &["b"])), "5eb729ae95d04f73");
         assert_eq!(name(secrets(&[], &["a"])), "84991d28af11e635");
         assert_eq!(name(secrets(&[], &[])), "0e6de2ea7d435357");

@@ -361,6 +361,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::hex;
 
     fn log_id(term: u64, node_id: u64, index: u64) -> LogId {
         LogId { leader_id: LeaderId { term, node_id }, index }
@@ -424,9 +425,5 @@ mod tests {
             let _ = Checkpoint::decode(&bytes);
             let _ = ImportBegin::decode(&bytes);
         }
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|b| format!("{b:02x}")).collect()
     }
 }

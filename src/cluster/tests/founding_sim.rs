@@ -6,7 +6,8 @@ use std::fmt::Write;
 
 use super::super::founding::*;
 use super::super::state::{ClusterId, NodeId};
-use super::{Rng, for_seeds};
+use super::for_seeds;
+use crate::testing::Rng;
 
 const SEEDS: u64 = 1000;
 /// Steps with faults, and steps within which a cluster must be there once they have ended.
@@ -64,11 +65,11 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut rng = Rng(seed);
-        let nodes = 1 + rng.below(5);
+        let mut rng = Rng::new(seed);
+        let nodes = 1 + rng.index(5);
         // In any order, so that the lowest may come last.
-        let disks = (0..nodes).map(|_| (NodeId(u128::from(rng.next())), Durable::Nothing)).collect();
-        let size = (nodes > 1).then(|| nodes / 2 + 1 + rng.below(nodes - nodes / 2));
+        let disks = (0..nodes).map(|_| (NodeId(u128::from(rng.next_u64())), Durable::Nothing)).collect();
+        let size = (nodes > 1).then(|| nodes / 2 + 1 + rng.index(nodes - nodes / 2));
         World {
             rng,
             size,
@@ -139,7 +140,7 @@ impl World {
             if self.mail.is_empty() {
                 return;
             }
-            let at = if self.stormy { self.rng.below(self.mail.len()) } else { 0 };
+            let at = if self.stormy { self.rng.index(self.mail.len()) } else { 0 };
             let (from, to, message) = self.mail[at].clone();
             if !self.stormy || !self.rng.one_in(10) {
                 self.mail.remove(at);

@@ -12,31 +12,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use super::plan::{Liveness, Membership, Observed};
 use super::state::{ClusterId, ClusterState, Mark, NodeId, NodeRecord, NodeState};
 
-/// SplitMix64: small, and the same everywhere.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
-
 /// Runs a story for each seed, or for the one that is asked for; the story answers its trace.
 fn for_seeds(count: u64, story: impl Fn(u64) -> String) {
     if let Ok(seed) = std::env::var("FASTPACA_SEED") {

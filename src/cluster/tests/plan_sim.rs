@@ -6,7 +6,8 @@ use std::fmt::Write;
 
 use super::super::plan::*;
 use super::super::state::*;
-use super::{Rng, for_seeds, record, records};
+use super::{for_seeds, record, records};
+use crate::testing::Rng;
 
 const SEEDS: u64 = 200;
 const STORMY: usize = 150;
@@ -47,7 +48,7 @@ struct World {
 
 impl World {
     fn new(seed: u64, groups: u16) -> World {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let count = 1 + rng.below(4) as u128;
         let nodes = records(count);
         let placement = founding_placement(&nodes.keys().copied().collect(), groups);

@@ -1,7 +1,6 @@
 //! Encodings: golden bytes, round trips, and hostile input. Records and runs also make a round trip after every command
 //! of the other tests.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,12 +11,7 @@ use proptest::prelude::*;
 use super::super::*;
 use super::generate::message;
 use super::{Harness, MemoryStore, append, put, text};
-
-fn hex(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    bytes.iter().for_each(|byte| write!(out, "{byte:02x}").unwrap());
-    out
-}
+use crate::testing::hex;
 
 fn unhex(text: &str) -> Bytes {
     let digit = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();

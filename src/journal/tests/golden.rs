@@ -11,10 +11,7 @@ use crate::journal::format::{
 };
 use crate::journal::scan::{Link, Scanner};
 use crate::journal::sim::SimDisk;
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
+use crate::testing::hex;
 
 // These were computed by another program, from the layouts that `format` documents.
 const GOLDEN_SEGMENT_CRC: &str = "4b6414f0";

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::ledger::{Call, ECHO, Ledger, PANIC, REFUSE, SLOW, Server, body_of};
 use self::network::{From, Net};
 use super::*;
-use crate::journal::sim::Rng;
+use crate::testing::Rng;
 
 const SEEDS: u64 = 250;
 /// Faults in a story, and pauses between them.

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::raft::snapshot::SnapshotMeta;
 use crate::raft::types::{Host, LeaderId, LogId, Membership, StoredMembership};
+use crate::testing::hex;
 
 const TO: Address = Address { group: 0x0102, replica: 3 };
 
@@ -18,10 +19,6 @@ fn vote(term: u64) -> Vote {
 
 fn joined(parts: Vec<Bytes>) -> Bytes {
     parts.concat().into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn request(first: u64, commands: &[Vec<u8>]) -> AppendEntriesRequest<TypeConfig> {

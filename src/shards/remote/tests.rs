@@ -1,6 +1,6 @@
 //! Encodings between nodes: golden bytes, round trips, and hostile input.
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Debug;
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -13,13 +13,8 @@ use super::codec::{self, Outcome, ReadIndex};
 use super::wire::*;
 use crate::conversation::{self, Refusal, Reply};
 use crate::shards::links::Method;
+use crate::testing::hex;
 use crate::trace::Context;
-
-fn hex(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    bytes.iter().for_each(|byte| write!(out, "{byte:02x}").unwrap());
-    out
-}
 
 /// Nodes of adjacent versions talk to each other: these bytes and numbers cannot change.
 #[test]

@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::sim::Rng;
 use crate::peer::Peers;
 use crate::peer::dial::{Io, Network};
+use crate::testing::Rng;
 
 /// Largest piece that bytes come in.
 const PIECE_BYTES_MAX: usize = 64 << 10;
