@@ -32,7 +32,7 @@ pub mod config;
 pub mod conversation;
 pub mod files;
 pub mod journal;
-pub mod logging;
+mod logging;
 pub mod metrics;
 pub mod peer;
 pub mod raft;
@@ -41,6 +41,6 @@ pub mod shards;
 pub mod store;
 #[cfg(test)]
 mod testing;
-pub mod tls;
+mod tls;
 pub mod tokens;
-pub mod trace;
+mod trace;

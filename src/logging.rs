@@ -16,7 +16,7 @@ use tracing_subscriber::{Layer, fmt, registry};
 use crate::config::{Config, LogFormat};
 
 /// Starts logging for the process. A second call changes nothing.
-pub fn init(config: &Config) {
+pub(crate) fn init(config: &Config) {
     let filter: Targets = config.log.parse().expect("the configuration accepted the filter");
     let lines = match config.log_format {
         LogFormat::Json => {

@@ -30,7 +30,7 @@ pub struct TlsError {
 }
 
 /// What the listener shows: offers HTTP/2 and HTTP/1.1.
-pub fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+pub(crate) fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
     let chain = certificates(cert)?;
     let secret = PrivateKeyDer::from_pem_slice(&read(key)?)
         .map_err(|error| bad(key, format!("no PEM private key ({error})")))?;

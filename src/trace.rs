@@ -56,7 +56,7 @@ pub(crate) struct Span {
 }
 
 /// Sends spans to `endpoint` (`http://HOST:PORT`) from now on, as those of this node. A second call changes nothing.
-pub fn start(endpoint: &str, node: &str, one_in: u64) {
+pub(crate) fn start(endpoint: &str, node: &str, one_in: u64) {
     if TRACER.get().is_none() {
         let tracer =
             Tracer { exporter: Exporter::start(endpoint, node), one_in, requests: AtomicU64::new(0) };
