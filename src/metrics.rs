@@ -32,9 +32,9 @@ const TOKENS: &[f64] =
 const CALL_SECONDS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 /// The lanes of a link, by their numbers.
-const LANES: [&str; 3] = ["control", "log", "bulk"];
+pub(crate) const LANES: [&str; 3] = ["control", "log", "bulk"];
 /// Why a handshake was refused, by the reasons' numbers.
-const REFUSALS: [&str; 10] = [
+pub(crate) const REFUSALS: [&str; 10] = [
     "other",
     "malformed",
     "wrong_secret",

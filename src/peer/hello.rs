@@ -17,6 +17,7 @@ use bytes::{Buf, BufMut};
 
 use super::Lane;
 use super::secrets::{KEYS_MAX, KeyId, Tag};
+use crate::metrics::REFUSALS;
 
 /// Largest message of a handshake.
 pub(crate) const HANDSHAKE_BYTES_MAX: usize = 4 << 10;
@@ -102,17 +103,7 @@ impl Reason {
 
     /// As in logs and metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Reason::Malformed => "malformed",
-            Reason::WrongSecret => "wrong_secret",
-            Reason::OtherCluster => "other_cluster",
-            Reason::NoCommonProtocol => "no_common_protocol",
-            Reason::SameName => "same_name",
-            Reason::SameId => "same_id",
-            Reason::Yourself => "yourself",
-            Reason::Full => "full",
-            Reason::OutdatedData => "outdated_data",
-        }
+        REFUSALS[self as usize]
     }
 
     pub(crate) fn because(self, text: impl Into<String>) -> Refusal {
@@ -309,6 +300,17 @@ mod tests {
     fn the_bytes_on_the_wire_are_these() {
         let lines: Vec<String> = messages().iter().map(|message| hex(&message.encode())).collect();
         assert_eq!(lines.join("\n"), include_str!("hello.golden").trim_end());
+    }
+
+    #[test]
+    fn metrics_label_lanes_and_reasons_by_their_names() {
+        let plain = |label: &str| label.replace('_', "");
+        for lane in Lane::ALL {
+            assert_eq!(plain(lane.label()), format!("{lane:?}").to_lowercase());
+        }
+        for reason in Reason::ALL {
+            assert_eq!(plain(reason.label()), format!("{reason:?}").to_lowercase());
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use crate::metrics::LANES;
 use crate::tls::{Dialler, TlsError};
 
 pub use hello::{KNOWS_TRIMS, PROTOCOLS};
@@ -65,12 +66,9 @@ pub enum Lane {
 impl Lane {
     pub const ALL: [Lane; 3] = [Lane::Control, Lane::Log, Lane::Bulk];
 
+    /// As in logs and metrics.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Lane::Control => "control",
-            Lane::Log => "log",
-            Lane::Bulk => "bulk",
-        }
+        LANES[self as usize]
     }
 
     /// Most bytes that wait to be sent on one connection, in each direction.
