@@ -37,6 +37,7 @@ const FINE: &[(&str, &str)] = &[
     ("fastpaca_connection_limit", "4096x60"),
     ("fastpaca_raft_pending_flush_messages", "0x60"),
     ("fastpaca_archive_stopped_conversations", "0x60"),
+    ("fastpaca_trims_refused_total", "3x60"),
     ("fastpaca_peer_links_up", "2x60"),
 ];
 
@@ -65,6 +66,7 @@ const CASES: &[(&str, &str, &[&str])] = &[
     ("fastpaca_raft_pending_flush_messages", "60000x60", &["ArchiveBacklog"]),
     ("fastpaca_raft_pending_flush_messages", "600000x60", &["ArchiveBacklog", "ArchiveBacklogCritical"]),
     ("fastpaca_archive_stopped_conversations", "1x60", &["ArchiveStopped"]),
+    ("fastpaca_trims_refused_total", "3x30 4x30", &["TrimsRefused"]),
     ("fastpaca_group_leaders", "60x60", &["GroupsWithoutLeaderCritical"]),
     ("fastpaca_peer_links_up", "1x60", &["Links"]),
 ];
