@@ -186,9 +186,9 @@ metrics! {
     stream_frames_total: Counter() = "fastpaca_stream_frames_total",
     /// Streams closed because their reader took nothing for too long.
     slow_streams_closed_total: Counter() = "fastpaca_slow_streams_closed_total",
-    /// Raft groups with a replica on this node.
+    /// Raft groups with a replica on this node, that of the cluster state (256) included.
     groups_hosted: Gauge() = "fastpaca_groups_hosted",
-    /// Raft groups led by this node.
+    /// Raft groups led by this node, that of the cluster state (256) included: 257 over all nodes.
     group_leaders: Gauge() = "fastpaca_group_leaders",
     /// Log entries that the replica furthest behind has yet to receive, of the groups led by this node.
     replica_lag_entries: Gauge() = "fastpaca_replica_lag_entries",

@@ -144,8 +144,12 @@ pub fn cluster_figures(status: &serde_json::Value) -> Vec<Seen> {
     let cluster =
         |signal, value| Seen { signal, of: "cluster".to_owned(), value, lasting: Lasting::Momentary };
     let nodes: Vec<&serde_json::Value> = status["nodes"].as_array().into_iter().flatten().collect();
+    // As the alert counts: the cluster's own group, which comes behind those of conversations, is one of them.
+    let own = status["groups"].as_u64().map(|number| number.to_string());
+    let own_is_led = own.is_some_and(|number| status["leaders_by_group"][number].is_string());
     let groups = status["groups_without_leader"]
         .as_f64()
+        .map(|of_conversations| of_conversations + f64::from(u8::from(!own_is_led)))
         .ok_or_else(|| "no groups_without_leader in /v1/cluster".to_owned());
     let mut seen = vec![cluster(Signal::GroupsWithoutLeader, groups)];
     let down = nodes.iter().filter(|node| node["link"] == "down").count();
@@ -213,7 +217,10 @@ mod tests {
             serde_json::json!({"link": link, "leaders": leaders, "state": state, "rtt_us": rtt_us})
         };
         let values = |nodes: [serde_json::Value; 3]| {
-            let status = serde_json::json!({"groups_without_leader": 3, "nodes": nodes});
+            let leaders = serde_json::json!({"256": "n1"});
+            let status = serde_json::json!(
+                {"groups": 256, "groups_without_leader": 3, "leaders_by_group": leaders, "nodes": nodes}
+            );
             let figures = cluster_figures(&status).into_iter();
             figures.map(|seen| seen.value.unwrap()).collect::<Vec<f64>>()
         };
@@ -223,5 +230,8 @@ mod tests {
             values([node("active", "up", 150), node("active", "up", 90), node("draining", "up", 0)]);
         assert_eq!(drained, [3.0, 0.0, 1.5, 1.875]);
         assert!(cluster_figures(&serde_json::json!({}))[0].value.is_err());
+        let without_own =
+            serde_json::json!({"groups": 256, "groups_without_leader": 0, "leaders_by_group": {}});
+        assert_eq!(cluster_figures(&without_own)[0].value, Ok(1.0));
     }
 }

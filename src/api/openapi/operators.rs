@@ -27,7 +27,7 @@ pub(super) struct Cluster {
     answered_by: String,
     /// Of the cluster state; rises with every change.
     version: u64,
-    /// Groups that conversations are spread over.
+    /// Groups that conversations are spread over; that of the cluster state is not counted, here or below.
     groups: u64,
     /// Those that no node within reach leads.
     groups_without_leader: u64,
@@ -54,9 +54,9 @@ pub(super) struct Node {
     link_error: Option<String>,
     /// How long the last ping took there and back.
     rtt_us: Option<u64>,
-    /// Groups hosted; of a node that does not answer, those it shall host.
+    /// Groups of conversations hosted; of a node that does not answer, those it shall host.
     groups: u64,
-    /// Groups led.
+    /// Groups of conversations led.
     leaders: u64,
     /// Entries of the log that are committed and not applied there; null while the node does not answer.
     lag: Option<u64>,
