@@ -85,7 +85,7 @@ pub const FIGURES: Rule = Rule {
     title: "what work costs on a machine",
     formula: "most are measured, some are estimates (see below); `fastpaca advise plan --format json` shows all of them, `fastpaca advise calibrate` measures those that depend on the machine",
     inputs: "--calibration",
-    source: "`cargo bench --bench advise -- points` at 707af95, held to the server by `make advise-proof` (docs/advise.md), of 21 November 2026 on two cores of an AMD EPYC. \
+    source: "`cargo bench --bench advise -- points` as of 976f24c, held to the server by `make advise-proof` (docs/advise.md), of 21 November 2026 on two cores of an AMD EPYC. \
              Of a cluster: docs/benchmarks.md, \"A cluster of three\" at d7632a9, of 22 November 2026 on two cores of an Intel Xeon; its reads: docs/decisions/007 at \
              023cd5d, brought to that machine by what an append took on either. Estimates, not measured: stream_bytes, connection_bytes, work_bytes, \
              checkpoint_bytes_per_append_second, and fsync_p50_ms and fsync_p99_ms until a calibration.",
