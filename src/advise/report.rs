@@ -74,77 +74,34 @@ fn workload_section(plan: &Plan) -> Section {
 }
 
 fn load_section(plan: &Plan) -> Section {
+    use super::{disk, load, network};
     let (l, node) = (&plan.load, &plan.node);
     let row = |what: &str, mean: String, peak: String, rule: &Rule| [what.to_owned(), mean, peak, id(rule)];
-    let none = || "-".to_owned();
-    Section::new("Load")
-        .table(
-            ["what", "busy hours", "peak", "rule"],
-            vec![
-                row("active users", none(), count(l.active_users.ceil() as u64), &super::load::ACTIVE_USERS),
-                row(
-                    "appends",
-                    rate(l.appends_per_second_mean),
-                    rate(l.appends_per_second_peak),
-                    &super::load::APPENDS,
-                ),
-                row(
-                    "window reads",
-                    rate(l.windows_per_second_mean),
-                    rate(l.windows_per_second_peak),
-                    &super::load::WINDOWS,
-                ),
-                row("open streams", none(), count(l.open_streams.ceil() as u64), &super::load::STREAMS),
-                row(
-                    "frames on streams",
-                    none(),
-                    rate(l.stream_frames_per_second_peak),
-                    &super::load::STREAMS,
-                ),
-                row(
-                    "fsyncs of a node",
-                    none(),
-                    rate(node.disk.fsyncs_per_second_peak),
-                    &super::disk::JOURNAL,
-                ),
-                row(
-                    "disk writes of a node",
-                    none(),
-                    format!("{}/s", bytes(node.disk.write_bytes_per_second_peak)),
-                    &super::disk::JOURNAL,
-                ),
-                row(
-                    "network of a node, clients in",
-                    none(),
-                    bits_per_second(node.network.clients_in_bytes_per_second),
-                    &super::network::NETWORK,
-                ),
-                row(
-                    "network of a node, clients out",
-                    none(),
-                    bits_per_second(node.network.clients_out_bytes_per_second),
-                    &super::network::NETWORK,
-                ),
-                row(
-                    "network of a node, streams",
-                    none(),
-                    bits_per_second(node.network.streams_out_bytes_per_second),
-                    &super::network::NETWORK,
-                ),
-                row(
-                    "network of a node, other nodes",
-                    none(),
-                    bits_per_second(node.network.peers_bytes_per_second),
-                    &super::network::NETWORK,
-                ),
-            ],
-        )
-        .paragraph(format!(
-            "A day adds {} messages, {} as sent and {} on each node's disk (load.day, disk.projection).",
-            number(l.messages_per_day),
-            bytes(l.message_bytes_per_day),
-            bytes(node.disk.bytes_per_day)
-        ))
+    let both = |what: &str, mean: f64, peak: f64, rule: &Rule| row(what, rate(mean), rate(peak), rule);
+    let peak = |what: &str, peak: String, rule: &Rule| row(what, "-".to_owned(), peak, rule);
+    let sent = |what: &str, bytes_per_second: f64| {
+        peak(&format!("network of a node, {what}"), bits_per_second(bytes_per_second), &network::NETWORK)
+    };
+    let written = format!("{}/s", bytes(node.disk.write_bytes_per_second_peak));
+    let rows = vec![
+        peak("active users", count(l.active_users.ceil() as u64), &load::ACTIVE_USERS),
+        both("appends", l.appends_per_second_mean, l.appends_per_second_peak, &load::APPENDS),
+        both("window reads", l.windows_per_second_mean, l.windows_per_second_peak, &load::WINDOWS),
+        peak("open streams", count(l.open_streams.ceil() as u64), &load::STREAMS),
+        peak("frames on streams", rate(l.stream_frames_per_second_peak), &load::STREAMS),
+        peak("fsyncs of a node", rate(node.disk.fsyncs_per_second_peak), &disk::JOURNAL),
+        peak("disk writes of a node", written, &disk::JOURNAL),
+        sent("clients in", node.network.clients_in_bytes_per_second),
+        sent("clients out", node.network.clients_out_bytes_per_second),
+        sent("streams", node.network.streams_out_bytes_per_second),
+        sent("other nodes", node.network.peers_bytes_per_second),
+    ];
+    Section::new("Load").table(["what", "busy hours", "peak", "rule"], rows).paragraph(format!(
+        "A day adds {} messages, {} as sent and {} on each node's disk (load.day, disk.projection).",
+        number(l.messages_per_day),
+        bytes(l.message_bytes_per_day),
+        bytes(node.disk.bytes_per_day)
+    ))
 }
 
 fn tier_section(plan: &Plan) -> Section {
