@@ -1,9 +1,9 @@
 //! One question at a time on a connection of its own: what the bench asks of nodes between measurements.
 
 use crate::Error;
+use crate::process;
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Longer than a server takes to give up on a request, or to compute digests of all it has.
@@ -11,14 +11,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(120);
 
 /// Status and body of a `GET`.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String), Error> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("an answer without an end of its head")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.ok_or("an answer without a status")?, body.to_owned()))
+    Ok(process::get(address, path, ANSWER_MAX)?)
 }
 
 /// The body of a `GET` that must be answered with JSON.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::prometheus::Prometheus;
-use super::support::process::{Process, START_MAX};
+use super::support::process::{Process, START_MAX, get};
 use super::support::{small_node, small_settings, test_dir};
 use super::{advise_with, has};
 
@@ -54,14 +54,6 @@ fn send(server: &Process, method: &str, path: &str, body: &Value) -> String {
     answer.lines().next().unwrap().to_owned()
 }
 
-fn metrics(server: &Process) -> String {
-    let mut answer = String::new();
-    request(server, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        .read_to_string(&mut answer)
-        .unwrap();
-    answer
-}
-
 /// Thresholds that a neighbour on the same machine can cross for a moment.
 const MACHINE: [&str; 4] = ["fsync", "append_latency", "window_latency", "cpu"];
 
@@ -73,12 +65,12 @@ fn a_healthy_server_needs_no_scaling() {
     let output = check(&server, &["--format", "json"], &key);
     let seen = serde_json::from_slice::<Value>(&output.stdout).unwrap()["verdict"].clone();
     assert_eq!(seen["unknown"], json!([]));
-    let dimensions = seen["headroom"].as_array().unwrap();
-    assert_eq!(dimensions.len(), fastpaca::advise::thresholds::THRESHOLDS.len());
     // How busy this machine and its disk are at the moment is not the server's doing.
     let of_the_machine = |finding: &Value| MACHINE.contains(&finding["threshold"].as_str().unwrap());
     let findings = seen["findings"].as_array().unwrap();
     assert!(findings.iter().all(of_the_machine), "{seen}");
+    let dimensions = seen["headroom"].as_array().unwrap();
+    assert_eq!(dimensions.len() + findings.len(), fastpaca::advise::thresholds::THRESHOLDS.len(), "{seen}");
     assert_eq!(output.status.code(), Some(i32::from(!findings.is_empty())));
     assert_eq!(seen["level"], if findings.is_empty() { "fine" } else { "soon" });
     let text = String::from_utf8(check(&server, &[], &key).stdout).unwrap();
@@ -124,7 +116,7 @@ fn a_disk_without_space_is_to_be_acted_on_now() {
     let mut server = small_node(&dir).with_env("FASTPACA_DISK_RESERVE_BYTES", "1TiB").spawn().unwrap();
     server.wait_listening(START_MAX).unwrap();
     let deadline = Instant::now() + START_MAX;
-    while !metrics(&server).contains("\nfastpaca_disk_full 1\n") {
+    while !get(server.address(), "/metrics", START_MAX).unwrap().1.contains("\nfastpaca_disk_full 1\n") {
         assert!(Instant::now() < deadline, "{}", server.log_end());
         std::thread::sleep(Duration::from_millis(20));
     }

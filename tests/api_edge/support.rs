@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastpaca::config::Config;
 use fastpaca::server::Server;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+
+use crate::process::{START_MAX, probe};
 
 /// No single step of a test takes longer, unless something hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,21 +47,11 @@ impl TestServer {
     }
 
     fn await_ready(&self) {
-        let ready = || {
-            use std::io::{Read, Write};
-            let mut socket = std::net::TcpStream::connect(self.address).ok()?;
-            socket.write_all(b"GET /health/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer).ok()?;
-            answer.starts_with("HTTP/1.1 200").then_some(())
-        };
-        for _ in 0..2_400 {
-            if ready().is_some() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        let deadline = Instant::now() + START_MAX;
+        while probe(self.address, "/health/ready").ok() != Some(200) {
+            assert!(Instant::now() < deadline, "the server does not become ready");
+            std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("the server does not become ready");
     }
 
     /// Begins an orderly shutdown.

@@ -291,16 +291,21 @@ fn listening_address(record: &serde_json::Value) -> Option<SocketAddr> {
     }
 }
 
-/// The status of a `GET` on a connection of its own.
+/// The status of a `GET`.
 pub(crate) fn probe(address: SocketAddr, path: &str) -> io::Result<u16> {
-    let limit = Duration::from_secs(2);
+    get(address, path, Duration::from_secs(2)).map(|(status, _)| status)
+}
+
+/// Status and body of a `GET` on a connection of its own, which is silent for no longer than `limit`.
+pub(crate) fn get(address: SocketAddr, path: &str, limit: Duration) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    status.ok_or(io::ErrorKind::InvalidData.into())
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
 }
 
 /// CPU time a process has used on behalf of its user and of the kernel.
