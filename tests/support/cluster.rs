@@ -5,7 +5,7 @@
 
 use super::client::Client;
 use super::clock::Clock;
-use super::faults::{Injected, SmallDisk, calls, can_trace, strace};
+use super::faults::{Injected, SmallDisk, calls, can_trace, delayed};
 use super::netns::{self, Network};
 use super::ports::free_port;
 use super::process::{Node, Process, START_MAX, StartError};
@@ -149,8 +149,7 @@ impl Cluster {
             if !can_trace() {
                 return None;
             }
-            let delay = format!("delay_enter={}", SLOW_SYNC.as_micros());
-            node = node.with_program(strace(calls::SYNC, &delay));
+            node = node.with_program(delayed(calls::SYNC, SLOW_SYNC));
         }
         let mut clock = None;
         if self.shape.clocks {

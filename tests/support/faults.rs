@@ -4,6 +4,7 @@ use super::process::Process;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
 
 /// The system calls a fault is injected into, by what they do, with their names on every architecture.
 pub(crate) mod calls {
@@ -19,6 +20,13 @@ pub(crate) mod calls {
 pub(crate) fn strace(calls: &str, fault: &str) -> Vec<String> {
     let fixed = ["strace", "-D", "-f", "-qq", "-o", "/dev/null"];
     fixed.into_iter().map(String::from).chain(filters(calls, fault)).collect()
+}
+
+/// The same for a delay of these system calls. The filter has no other call stop for the tracer, which makes a server slow.
+pub(crate) fn delayed(calls: &str, delay: Duration) -> Vec<String> {
+    let mut program = strace(calls, &format!("delay_enter={}", delay.as_micros()));
+    program.insert(1, "--seccomp-bpf".into());
+    program
 }
 
 /// What is not traced is not printed either.
