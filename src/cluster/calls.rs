@@ -2,7 +2,7 @@
 //!
 //! Unknown fields are ignored, so that adjacent versions understand each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -105,6 +105,9 @@ pub(super) struct Report {
     /// Entries its replicas have yet to apply, in all.
     #[serde(default)]
     pub(super) unapplied: u64,
+    /// Itself, and the nodes its links reach.
+    #[serde(default)]
+    pub(super) reached: BTreeSet<NodeId>,
 }
 
 /// Calls a method and decodes its answer.

@@ -14,7 +14,7 @@ use super::control::members;
 use super::document::{self, Document, SaveError};
 use super::founding::Durable;
 use super::keeper::Keeper;
-use super::plan::{Membership, Observed, is_settled, plan};
+use super::plan::{Liveness, Observed, is_settled, plan};
 use super::service::Inner;
 use super::state::{ClusterState, META_GROUP, NodeId, NodeRecord, NodeState};
 use crate::peer::CallError;
@@ -88,7 +88,11 @@ impl Inner {
             return true;
         };
         let _turn = self.changing.lock().await;
-        let seen = self.observe(&document).await;
+        let reports = self.reports(&document, REPORT_MAX).await;
+        if self.pass_on(&document, &reports).await {
+            return true;
+        }
+        let seen = self.observed(&document, reports);
         let Some(next) = plan(&document.state, &seen) else {
             return !is_settled(&document.state, &seen);
         };
@@ -97,6 +101,29 @@ impl Inner {
             Err(SaveError::Conflict) => {}
             Err(error) => warn!(event = "cluster_plan_failed", %error),
         }
+        true
+    }
+
+    /// Has another node lead the meta group that reaches more nodes than this one has reached for long: without the reports of
+    /// all who lead groups next to nothing can be planned. True if one was asked to.
+    ///
+    /// Each that takes over lacks fewer nodes than the one before, and leads until it has lacked more than another for as
+    /// long: the lead comes to rest, and links that come and go do not move it all the time.
+    async fn pass_on(&self, document: &Document, reports: &BTreeMap<NodeId, Report>) -> bool {
+        let Some(group) = self.parts.node.group(META_GROUP) else { return false };
+        let lost = |(node, _): &(NodeId, &NodeRecord)| self.liveness(*node) == Liveness::Dead;
+        let lost = members(&document.state).filter(lost).count();
+        let heirs = group.voters().into_iter().filter(|(replica, _)| group.could_lead(*replica));
+        let heirs = heirs.filter_map(|(replica, node)| {
+            let Report { reached, .. } = reports.get(&NodeId(node))?;
+            let lacked = members(&document.state).filter(|(node, _)| !reached.contains(node)).count();
+            Some((lacked, replica, NodeId(node)))
+        });
+        let Some((_, replica, node)) = heirs.min().filter(|(lacked, ..)| *lacked < lost) else {
+            return false;
+        };
+        info!(event = "cluster_lead_passed_on", %node, lost, reason = "it reaches nodes that this one does not");
+        group.transfer(replica).await;
         true
     }
 
@@ -183,11 +210,29 @@ impl Inner {
     }
 
     /// What all reachable nodes report for a state, and who is reachable.
-    pub(super) async fn observe(&self, document: &Document) -> Observed {
+    async fn observe(&self, document: &Document) -> Observed {
+        self.observed(document, self.reports(document, REPORT_MAX).await)
+    }
+
+    /// One that was deposed as a group's leader, and does not know it yet, may report too: the highest term counts.
+    fn observed(&self, document: &Document, reports: BTreeMap<NodeId, Report>) -> Observed {
         let nodes = members(&document.state).map(|(node, _)| (node, self.liveness(node))).collect();
-        let reports = self.reports(document, REPORT_MAX).await.into_values();
-        let reports = reports.filter(|report| report.version == document.version);
-        Observed { nodes, groups: newest(reports) }
+        let mut seen = Observed { nodes, ..Observed::default() };
+        let mut newest: BTreeMap<u16, u64> = BTreeMap::new();
+        let current = reports.into_values().filter(|report| report.version == document.version);
+        for Report { led, terms, reached, .. } in current {
+            for (group, membership) in led {
+                let term = terms.get(&group).copied().unwrap_or_default();
+                if newest.get(&group).is_none_or(|held| *held <= term) {
+                    newest.insert(group, term);
+                    seen.groups.insert(group, membership);
+                    seen.reached.insert(group, reached.clone());
+                }
+            }
+        }
+        // A node of an older version does not say whom it reaches.
+        seen.reached.retain(|_, reached| !reached.is_empty());
+        seen
     }
 
     /// What this node and all others that answer within a limit report.
@@ -212,23 +257,10 @@ impl Inner {
         let terms = leads.map(|group| (group.number(), group.term())).collect();
         let unapplied = hosted.iter().map(|group| group.unapplied()).sum();
         let conversations = hosted.iter().filter(|group| group.number() < GROUPS);
-        Report { version, led, terms, hosted: conversations.count() as u32, unapplied }
+        let reached = self.parts.peers.reached().into_iter().map(|remote| NodeId(remote.node_id));
+        let reached = reached.chain([self.me]).collect();
+        Report { version, led, terms, hosted: conversations.count() as u32, unapplied, reached }
     }
-}
-
-/// The groups' memberships as their leaders report them. One that was deposed, and does not know it yet, may report too: the
-/// highest term counts.
-fn newest(reports: impl Iterator<Item = Report>) -> BTreeMap<u16, Membership> {
-    let mut newest: BTreeMap<u16, (u64, Membership)> = BTreeMap::new();
-    for Report { led, terms, .. } in reports {
-        for (group, membership) in led {
-            let term = terms.get(&group).copied().unwrap_or_default();
-            if newest.get(&group).is_none_or(|(held, _)| *held <= term) {
-                newest.insert(group, (term, membership));
-            }
-        }
-    }
-    newest.into_iter().map(|(group, (_, membership))| (group, membership)).collect()
 }
 
 fn apply(state: &mut ClusterState, change: &Change, seen: &Observed) -> Result<bool, Refusal> {

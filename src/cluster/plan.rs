@@ -34,6 +34,8 @@ pub struct Observed {
     pub nodes: BTreeMap<NodeId, Liveness>,
     /// As the group leaders report. Missing: no leader answers, or its membership is joint at the moment.
     pub groups: BTreeMap<u16, Membership>,
+    /// The nodes that a group's leader reaches. Missing: it does not say so.
+    pub reached: BTreeMap<u16, BTreeSet<NodeId>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,11 @@ pub enum Change {
 impl Observed {
     pub fn liveness(&self, node: NodeId) -> Liveness {
         self.nodes.get(&node).copied().unwrap_or(Liveness::Silent)
+    }
+
+    /// Whether a new replica there could hear from the group's leader.
+    fn is_reached(&self, node: NodeId, group: u16) -> bool {
+        self.reached.get(&group).is_none_or(|reached| reached.contains(&node))
     }
 }
 
@@ -258,7 +265,8 @@ impl<'a> Planner<'a> {
     /// that a node's groups are spread over many others.
     fn fresh_nodes(&self, group: u16) -> Vec<NodeId> {
         let here = &self.state.groups[usize::from(group)];
-        let free = |node: &NodeId| self.fit(*node) && here.on(*node).is_none();
+        let free =
+            |node: &NodeId| self.fit(*node) && here.on(*node).is_none() && self.seen.is_reached(*node, group);
         let mut nodes: Vec<NodeId> = self.active.iter().copied().filter(free).collect();
         nodes.sort_by_cached_key(|node| (self.load[node], shuffle(group, *node)));
         nodes
@@ -313,7 +321,8 @@ impl<'a> Planner<'a> {
     fn can_shift(&self, group: u16, from: NodeId, to: NodeId) -> bool {
         let placement = &self.state.groups[usize::from(group)];
         let votes = placement.on(from).is_some_and(|replica| replica.role == Role::Voter);
-        votes && !self.moving.contains(&group) && placement.on(to).is_none()
+        let free = placement.on(to).is_none() && self.seen.is_reached(to, group);
+        votes && free && !self.moving.contains(&group)
     }
 
     /// Changes who is preferred as leader: never a node on its way out, and each node equally often. An order is

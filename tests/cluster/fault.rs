@@ -241,7 +241,7 @@ fn is_moving(view: &Value) -> bool {
 }
 
 /// How many groups a node hosts, in the view of the cluster.
-fn groups_of(view: &Value, name: &str) -> Option<u64> {
+pub(crate) fn groups_of(view: &Value, name: &str) -> Option<u64> {
     node_of(view, name)?["groups"].as_u64()
 }
 

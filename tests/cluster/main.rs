@@ -12,6 +12,7 @@ mod fault;
 mod follower;
 mod history;
 mod hosts;
+mod links;
 mod restored;
 mod rng;
 mod run;

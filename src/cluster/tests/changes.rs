@@ -1,5 +1,7 @@
 //! What is refused and what is not, one change at a time; and what founding and growth come to.
 
+use std::collections::BTreeSet;
+
 use super::super::change::Refusal;
 use super::super::plan::{MOVES_MAX, plan};
 use super::super::share::{placed_on, share};
@@ -31,6 +33,21 @@ fn a_founded_cluster_is_balanced_and_has_nothing_to_do() {
         assert_eq!(state.groups[256].replicas.len(), nodes as usize);
         assert_eq!(plan(&state, &all_well(&state)), None, "{nodes} nodes");
     }
+}
+
+/// It could never catch up, and would keep others from moving.
+#[test]
+fn nothing_moves_to_where_the_leader_of_a_group_does_not_reach() {
+    let mut state = found(3);
+    state.admit(NodeId(4), record("d"), false, &all_well(&state)).unwrap();
+    let former: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
+    let mut seen = all_well(&state);
+    seen.reached = (0..META_GROUP).step_by(2).map(|group| (group, former.clone())).collect();
+    let next = plan(&state, &seen).unwrap();
+    let moved: Vec<u16> =
+        (0..META_GROUP).filter(|group| next.groups[usize::from(*group)].on(NodeId(4)).is_some()).collect();
+    assert_eq!(moved.len(), MOVES_MAX - 1, "beside the meta group: {moved:?}");
+    assert!(moved.iter().all(|group| group % 2 == 1), "{moved:?}");
 }
 
 #[test]

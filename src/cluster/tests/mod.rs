@@ -58,5 +58,6 @@ fn all_well(state: &ClusterState) -> Observed {
     Observed {
         nodes: state.nodes.keys().map(|node| (*node, Liveness::Up)).collect(),
         groups: groups.collect(),
+        ..Observed::default()
     }
 }

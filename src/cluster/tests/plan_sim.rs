@@ -128,7 +128,7 @@ impl World {
                 groups.insert(number, actual.clone());
             }
         }
-        Observed { nodes: self.liveness.clone(), groups }
+        Observed { nodes: self.liveness.clone(), groups, ..Observed::default() }
     }
 
     fn converge(&mut self, group: usize) -> bool {
