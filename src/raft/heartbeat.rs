@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -18,8 +19,11 @@ use crate::peer::{Answer, Lane, Peers, Refused, Remote, Service};
 /// The method that carries heartbeats.
 pub(crate) const METHOD: u16 = 15;
 
+/// Where Raft runs nothing has run for so long: others are to lead.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+
 const VERSION: u8 = 1;
-/// The sender is about to stop, or has no disk space for appends: it wants to lead nothing.
+/// The sender is about to stop, or can take no appends: it wants to lead nothing.
 const LEAVING: u8 = 1;
 const HEADER_BYTES: usize = 2;
 const CLAIM_BYTES: usize = 10;
@@ -31,6 +35,8 @@ pub(crate) struct Heartbeats {
     journal: Journal,
     metrics: Metrics,
     leaving: AtomicBool,
+    /// When the runtime of requests and of Raft, which is not that of heartbeats, last ran something.
+    ran: Mutex<Instant>,
 }
 
 impl Heartbeats {
@@ -40,7 +46,8 @@ impl Heartbeats {
         journal: Journal,
         metrics: Metrics,
     ) -> Self {
-        Self { slots, liveness, journal, metrics, leaving: AtomicBool::new(false) }
+        let (leaving, ran) = (AtomicBool::new(false), Mutex::new(Instant::now()));
+        Self { slots, liveness, journal, metrics, leaving, ran }
     }
 
     /// From the next heartbeat on, others know that this node is about to stop.
@@ -48,10 +55,21 @@ impl Heartbeats {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
+    /// Shows that the runtime it is run on, that of Raft, does something.
+    pub(crate) async fn show_pulse(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(HEARTBEAT)).await.is_some() {
+            *self.ran.lock() = Instant::now();
+        }
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.ran.lock().elapsed() > STUCK_AFTER
+    }
+
     pub(crate) async fn serve(self: Arc<Self>, peers: Peers, stop: CancellationToken) {
         let mut links = peers.links();
         let mut linked = BTreeSet::new();
-        let mut hung = false;
+        let (mut hung, mut stuck) = (false, false);
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -75,6 +93,7 @@ impl Heartbeats {
                 changed = links.changed() => if changed.is_err() { return },
                 _ = ticks.tick() => {
                     self.log_change_of_disk(&mut hung);
+                    self.log_change_of_pulse(&mut stuck);
                     linked.iter().for_each(|(node, _)| self.send(&peers, *node));
                 }
             }
@@ -110,11 +129,21 @@ impl Heartbeats {
         }
     }
 
+    fn log_change_of_pulse(&self, stuck: &mut bool) {
+        match (std::mem::replace(stuck, self.is_stuck()), *stuck) {
+            (false, true) => {
+                warn!(event = "threads_stuck", "no thread of requests is free: others are to lead");
+            }
+            (true, false) => info!(event = "threads_free", "threads of requests are free again"),
+            _ => {}
+        }
+    }
+
     fn encode(&self) -> Bytes {
-        let leaving = self.leaving.load(Ordering::Relaxed);
-        let wants_none = leaving || !self.journal.has_space() || self.journal.hangs();
+        let (leaving, is_stuck) = (self.leaving.load(Ordering::Relaxed), self.is_stuck());
+        let wants_none = leaving || is_stuck || !self.journal.has_space() || self.journal.hangs();
         let mut out = vec![VERSION, u8::from(wants_none) * LEAVING];
-        for group in self.slots.running().filter(|group| group.claims_lead()) {
+        for group in self.slots.running().filter(|group| !is_stuck && group.claims_lead()) {
             out.extend_from_slice(&group.number().to_le_bytes());
             out.extend_from_slice(&group.term().to_le_bytes());
         }

@@ -301,6 +301,7 @@ impl Node {
         ));
         self.services.spawn(self.reclaimer.clone().serve());
         self.services.spawn(self.elections.clone().serve(stop()));
+        self.services.spawn(self.heartbeats.clone().show_pulse(stop()));
         let (slots, journal, shared) = (self.slots.clone(), self.journal.clone(), self.shared.clone());
         self.services.spawn(sample(slots, journal, shared, stop()));
         let (slots, failure, stop) = (self.slots.clone(), self.failure.clone(), stop());

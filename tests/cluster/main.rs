@@ -20,6 +20,7 @@ mod scenarios;
 mod single;
 #[path = "../support/mod.rs"]
 mod support;
+mod threads;
 mod upgrade;
 mod worker;
 
