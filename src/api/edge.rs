@@ -26,7 +26,9 @@ use super::console;
 use super::dialect::Dialect;
 use super::door::{Door, PeerDoor};
 use super::error::{ApiError, render};
-use super::limits::{ConnectionCaps, ConnectionPermit, Limits, RateLimit};
+use super::limits::{
+    ConnectionCaps, ConnectionPermit, KEPT_FOR_NODES, KEPT_PER_ADDRESS_MAX, Limits, RateLimit,
+};
 use super::weigh::Scales;
 use super::window_cache::WindowCache;
 use crate::config::{Config, Secret};
@@ -55,6 +57,7 @@ struct Inner {
     operators: Arc<Semaphore>,
     answers: Answers,
     connections: Arc<ConnectionCaps>,
+    kept_for_nodes: Arc<ConnectionCaps>,
     ids: RequestIds,
     door: Door,
     tls: OnceLock<TlsAcceptor>,
@@ -159,6 +162,7 @@ impl App {
                 limits.connections_per_address,
                 Some(app.metrics.connections.clone()),
             ),
+            kept_for_nodes: ConnectionCaps::new(KEPT_FOR_NODES, KEPT_PER_ADDRESS_MAX, None),
             ids: RequestIds::new(),
             door: Door::new(),
             tls: OnceLock::new(),
@@ -274,12 +278,18 @@ impl App {
         &self.0.app.metrics
     }
 
+    /// A place among all connections, or one of those that are kept for other nodes.
     pub(crate) fn admit_connection(&self, address: IpAddr) -> Option<ConnectionPermit> {
-        let permit = self.0.connections.admit(address);
+        let permit = self.0.connections.admit(address).or_else(|| self.0.kept_for_nodes.admit(address));
         if permit.is_none() {
             self.metrics().connections_refused_total.inc();
         }
         permit
+    }
+
+    /// Whether a connection has its place only as that of another node.
+    pub(crate) fn is_kept_for_nodes(&self, permit: &ConnectionPermit) -> bool {
+        permit.is_of(&self.0.kept_for_nodes)
     }
 
     /// Ends streams and long polls, and turns unready.

@@ -22,6 +22,12 @@ const PIECE_BYTES: u64 = 8 << 20;
 /// What the journal and the calls to peers put around a piece, with room to spare.
 const PIECE_ENVELOPE_BYTES: u64 = 64 << 10;
 
+/// Connections beyond the limit, so that clients who take all of that do not keep other nodes out; one that does not show at
+/// once to be a node's is closed.
+pub(crate) const KEPT_FOR_NODES: usize = 64;
+/// Of these, those from one address.
+pub(crate) const KEPT_PER_ADDRESS_MAX: usize = KEPT_FOR_NODES / 4;
+
 /// The limits of a node, from its settings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -123,6 +129,12 @@ struct Open {
 pub(crate) struct ConnectionPermit {
     caps: Arc<ConnectionCaps>,
     address: IpAddr,
+}
+
+impl ConnectionPermit {
+    pub(crate) fn is_of(&self, caps: &Arc<ConnectionCaps>) -> bool {
+        Arc::ptr_eq(&self.caps, caps)
+    }
 }
 
 impl ConnectionCaps {

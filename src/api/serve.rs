@@ -3,7 +3,6 @@
 //! `axum::serve` sets no timer and no limit, so hyper is driven here directly. Every wait for a peer is bounded
 //! ([`super::watchdog`]), connections are capped, and shutting down finishes the requests at work within a bound.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,6 +50,8 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 const UNACKNOWLEDGED_MAX_MS: u32 = 60_000;
 /// Pause after a failed accept: out of descriptors, most likely, which does not pass at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long a connection that has one of the places kept for other nodes may take to show that it is one's.
+const NODE_SHOWS_MAX: Duration = Duration::from_secs(5);
 /// How long one more request is waited for at a shutdown, which may be under way, and whose answer says that the connection
 /// ends.
 const LAST_REQUEST_MAX: Duration = Duration::from_secs(1);
@@ -63,8 +64,14 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken)
     let abort = CancellationToken::new();
     let take = |stream: TcpStream, peer: SocketAddr| {
         let Some(permit) = app.admit_connection(peer.ip()) else { return };
+        let is_kept = app.is_kept_for_nodes(&permit);
         let connection = Connection { app: app.clone(), permit, peer, activity: Arc::default() };
-        tasks.spawn(connection.run(stream, builder.clone(), shutdown.clone(), abort.clone()));
+        let (builder, shutdown, abort) = (builder.clone(), shutdown.clone(), abort.clone());
+        if is_kept {
+            tasks.spawn(connection.run_if_nodes(stream, builder, shutdown, abort));
+        } else {
+            tasks.spawn(connection.run(stream, builder, shutdown, abort));
+        }
     };
     loop {
         let accepted = tokio::select! {
@@ -136,7 +143,29 @@ struct Connection {
     activity: Arc<Activity>,
 }
 
+/// Why a connection ends without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("this place is kept for other nodes")]
+struct KeptForNodes;
+
 impl Connection {
+    /// Refuses the connection unless it soon shows to be that of another node.
+    async fn run_if_nodes(
+        self,
+        stream: TcpStream,
+        builder: Arc<auto::Builder<Answering>>,
+        shutdown: CancellationToken,
+        abort: CancellationToken,
+    ) {
+        let (activity, refused) =
+            (self.activity.clone(), self.app.metrics().connections_refused_total.clone());
+        // Once it is upgraded it goes on elsewhere.
+        let _ = timeout(NODE_SHOWS_MAX, self.run(stream, builder, shutdown, abort)).await;
+        if !activity.is_upgraded() {
+            refused.inc();
+        }
+    }
+
     async fn run(
         self,
         stream: TcpStream,
@@ -220,7 +249,7 @@ async fn answer(
     peer: SocketAddr,
     activity: Arc<Activity>,
     permit: Arc<ConnectionPermit>,
-) -> Result<Response, Infallible> {
+) -> Result<Response, KeptForNodes> {
     let running = activity.begin();
     if request.uri().path() == PEER_PATH {
         // The upgraded connection outlives the connection's task, and counts as any other until it is a node's.
@@ -229,6 +258,9 @@ async fn answer(
             activity.set_upgraded();
         }
         return Ok(response);
+    }
+    if app.is_kept_for_nodes(&permit) {
+        return Err(KeptForNodes);
     }
     let mut request = request.map(Body::new);
     let upgradable = request.headers().contains_key(http::header::UPGRADE);

@@ -65,6 +65,10 @@ impl Activity {
     pub(crate) fn set_upgraded(&self) {
         self.upgraded.store(true, Ordering::Relaxed);
     }
+
+    pub(crate) fn is_upgraded(&self) -> bool {
+        self.upgraded.load(Ordering::Relaxed)
+    }
 }
 
 /// A request being answered.
@@ -152,7 +156,7 @@ impl<S> Watched<S> {
     /// When waiting for more bytes has lasted too long; `None` while it is not the peer's turn.
     fn read_due(&mut self) -> Option<Instant> {
         self.settle_head();
-        if self.is_busy() || self.activity.upgraded.load(Ordering::Relaxed) {
+        if self.is_busy() || self.activity.is_upgraded() {
             self.idle_since = None;
             return None;
         }

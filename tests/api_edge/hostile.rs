@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use fastpaca::api::PEER_PATH;
 use fastpaca::config::Secret;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
@@ -289,6 +290,49 @@ async fn half_open_connections_lock_nobody_out() {
     let refused =
         metrics.lines().find_map(|line| line.strip_prefix("fastpaca_connections_refused_total ")).unwrap();
     assert!(refused.parse::<u64>().unwrap() > 0, "{refused}");
+}
+
+#[tokio::test]
+async fn clients_that_take_every_connection_leave_room_for_nodes() {
+    let full = 8;
+    let server = TestServer::start(move |config| {
+        (config.max_connections, config.max_connections_per_address) = (full, full);
+    });
+    let mut clients = Vec::new();
+    for _ in 0..full {
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        client.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let read = timeout(PATIENCE, client.read(&mut [0; 512])).await.unwrap();
+        assert!(read.unwrap() > 0, "it is served and stays open");
+        clients.push(client);
+    }
+    let client = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert_eq!(exchange(server.address, client).await, "");
+    // This one shows nothing for long, and is cut off.
+    exchange(server.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let mut node = TcpStream::connect(server.address).await.unwrap();
+    let upgrade = format!(
+        "GET {PEER_PATH} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    node.write_all(upgrade.as_bytes()).await.unwrap();
+    let mut answer = [0; 512];
+    let read = timeout(PATIENCE, node.read(&mut answer)).await.unwrap().unwrap();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer[..read]));
+
+    // Silent ones do not keep what is kept for nodes.
+    let silent = futures_util::future::join_all((0..64).map(|_| TcpStream::connect(server.address))).await;
+    let enters = async {
+        while !exchange(server.address, format!("GET {PEER_PATH} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .await
+            .starts_with("HTTP/1.1 400")
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, enters).await.expect("they are cut off");
+    drop(silent);
+    drop(clients);
 }
 
 #[tokio::test]
