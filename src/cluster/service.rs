@@ -1,7 +1,8 @@
 //! The cluster as this node takes part in it: meets others, founds or joins, follows the cluster state, and keeps to it.
 //!
 //! Every decision is made by pure code (`founding`, `plan`, `change`); here its inputs are gathered and its answers
-//! carried out. Four loops: meeting others, following the state, keeping to it, and, where the meta group is led, planning.
+//! carried out. Five loops: meeting others, noting who is up, following the state, keeping to it, and, where the meta group is
+//! led, planning.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -157,6 +158,7 @@ impl Cluster {
         inner.parts.shards.on_share(move || lacking.upgrade()?.lacking());
         inner.parts.peers.serve(calls::METHODS, Arc::new(Answers(inner.clone())));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().meet()));
+        inner.tasks.spawn(inner.clone().until_stopped(inner.clone().note_links()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().follow()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().keep()));
         inner.tasks.spawn(inner.clone().until_stopped(inner.clone().lead()));
@@ -196,7 +198,6 @@ impl Inner {
         loop {
             let document = self.document.borrow().clone();
             discovery.refresh(document.as_deref().map(|document| &document.state)).await;
-            self.note_links();
             if self.is_member().await {
                 self.keep_record_fresh().await;
             } else {
@@ -212,6 +213,15 @@ impl Inner {
                 // Others that come into reach are met at once.
                 changed = links.changed() => if changed.is_err() { return },
             }
+        }
+    }
+
+    /// Remembers who was up when. Meeting others may wait for a resolver, and must not date this back.
+    async fn note_links(self: Arc<Self>) {
+        loop {
+            let (now, reached) = (Instant::now(), self.parts.peers.reached());
+            self.last_up.lock().extend(reached.into_iter().map(|remote| (NodeId(remote.node_id), now)));
+            tokio::time::sleep(MEET).await;
         }
     }
 
@@ -311,14 +321,6 @@ impl Inner {
         self.document.send_replace(Some(document));
         // Last: with it the node may count as ready.
         self.placement.send_replace(placement);
-    }
-
-    /// Remembers who was up when.
-    fn note_links(&self) {
-        let mut last_up = self.last_up.lock();
-        for remote in self.parts.peers.reached() {
-            last_up.insert(NodeId(remote.node_id), Instant::now());
-        }
     }
 
     pub(super) fn liveness(&self, node: NodeId) -> Liveness {
