@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::codec::{self, Outcome, ReadIndex};
@@ -28,8 +28,10 @@ use crate::trace;
 /// Bytes of other nodes' commands at work; more wait. Apart from this node's own proposals, which may in turn wait for
 /// another node: two nodes must never wait for each other's room.
 const WRITES_BYTES_MAX: usize = 64 << 20;
-/// Reads of other nodes answered at once; a page of each is in memory. More wait.
+/// Reads of other nodes answered at once, until their answers are sent; a page of each is in memory. More wait.
 const READS_MAX: usize = 64;
+/// An answer of so many bytes at most takes no place among these once it is made: none is to wait for a slow link because of it.
+const SMALL_ANSWER_BYTES: usize = 64 << 10;
 /// Waits of other nodes held at once, those that nobody waits for any more among them: fewer than the calls that a connection
 /// serves, so that Raft's get through. More are refused.
 const WAITS_MAX: usize = 512;
@@ -37,14 +39,15 @@ const WAITS_MAX: usize = 512;
 /// The bounds of what is served for other nodes.
 pub(crate) struct Bounds {
     write_bytes: Semaphore,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     waits: Semaphore,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let write_bytes = Semaphore::new(WRITES_BYTES_MAX);
-        Self { write_bytes, reads: Semaphore::new(READS_MAX), waits: Semaphore::new(WAITS_MAX) }
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        Self { write_bytes, reads, waits: Semaphore::new(WAITS_MAX) }
     }
 }
 
@@ -86,8 +89,9 @@ impl Shards {
             }
             Method::Read => {
                 let call: ReadCall = wire::decode(&body).map_err(|e| e.to_string())?;
-                let answer = self.serve_read(attached, call).await.unwrap_or_else(ReadAnswer::from);
-                Ok(wire::encode(&answer))
+                let mut place = None;
+                let answer = self.serve_read(attached, call, &mut place).await;
+                Ok(Held::answer(wire::encode(&answer.unwrap_or_else(ReadAnswer::from)), place))
             }
             Method::WaitBeyond => {
                 let call: WaitCall = wire::decode(&body).map_err(|e| e.to_string())?;
@@ -96,8 +100,9 @@ impl Shards {
             }
             Method::List => {
                 let call: ListCall = wire::decode(&body).map_err(|e| e.to_string())?;
-                let _permit = self.0.bounds.reads.acquire().await.map_err(|e| e.to_string())?;
-                Ok(wire::encode(&attached.serve_list(call, &Deadline::after(self.0.request_timeout)).await))
+                let place = self.0.bounds.reads.clone().acquire_owned().await.map_err(|e| e.to_string())?;
+                let listed = attached.serve_list(call, &Deadline::after(self.0.request_timeout)).await;
+                Ok(Held::answer(wire::encode(&listed), Some(place)))
             }
         }
     }
@@ -114,7 +119,13 @@ impl Shards {
         Ok(attached.write_here(group, command, &deadline).await)
     }
 
-    async fn serve_read(&self, attached: &Attached, call: ReadCall) -> Result<ReadAnswer, ReadError> {
+    /// `place` gets that of the read among those of other nodes.
+    async fn serve_read(
+        &self,
+        attached: &Attached,
+        call: ReadCall,
+        place: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<ReadAnswer, ReadError> {
         let id = convert::id(&call.id)?;
         let gone = || ReadError::Unavailable("the group is not hosted by the node asked".into());
         let replica = attached.readable(group_of(&id)).ok_or_else(gone)?;
@@ -140,7 +151,7 @@ impl Shards {
             reached => reached?,
         }
         let closed = |_| ReadError::Unavailable(STARTING.into());
-        let _permit = self.0.bounds.reads.acquire().await.map_err(closed)?;
+        *place = Some(self.0.bounds.reads.clone().acquire_owned().await.map_err(closed)?);
         answer(store, &self.0.cold, &id, call.question).await
     }
 }
@@ -171,6 +182,29 @@ impl Attached {
             return Err(ReadError::Unavailable("the group moves".into()));
         }
         Ok(*version.borrow())
+    }
+}
+
+/// The bytes of an answer that has its place among the reads until the last of them is sent: however slow the links are, only so
+/// many are in memory.
+struct Held {
+    bytes: Bytes,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    fn answer(bytes: Bytes, place: Option<OwnedSemaphorePermit>) -> Bytes {
+        if bytes.len() <= SMALL_ANSWER_BYTES {
+            bytes
+        } else {
+            Bytes::from_owner(Held { bytes, _place: place })
+        }
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

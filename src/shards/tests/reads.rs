@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::fake::{CallFault, Cluster, FRESH, LOCAL, id};
-use crate::conversation::{Status, WindowQuery};
+use crate::conversation::{Action, MAX_METADATA_BYTES, Status, WindowQuery};
 use crate::shards::links::Method;
 use crate::shards::placement::{Placement, group_of};
 use crate::shards::read::MIN_VERSION_WAIT;
+use crate::shards::remote::wire::{self, Question, ReadCall};
 use crate::shards::{EventsQuery, ReadError, ReadOptions, Readiness};
 
 fn page() -> EventsQuery {
@@ -255,4 +256,27 @@ async fn descriptions_travel_whole() {
     let description = cluster.node(4).describe(&id, FRESH).await.unwrap().unwrap();
     assert_eq!((description.status, description.version), (Status::Active, 0));
     assert_eq!(&*description.metadata, b"{}");
+}
+
+/// An answer that its link has not taken yet is in memory as well.
+#[tokio::test(start_paused = true)]
+async fn answers_to_other_nodes_have_their_places_until_they_are_sent() {
+    let (cluster, id) = (Cluster::of_three(), id("chat"));
+    let metadata = format!(r#"{{"x":"{}"}}"#, "y".repeat(MAX_METADATA_BYTES - 8));
+    let put = Action::Put {
+        token_budget: None,
+        trigger_ratio: None,
+        policy: None,
+        metadata: Some(metadata.into()),
+    };
+    cluster.node(1).propose(&id, put).await.unwrap();
+    let question = Question::Describe;
+    let id = id.as_str().to_owned();
+    let call = ReadCall { id, linearizable: false, min_version: None, wait_ms: None, question };
+    let read = || cluster.node(1).serve(Method::Read as u16, wire::encode(&call));
+    let mut unsent = join_all((0..64).map(|_| read())).await;
+    assert!(unsent.iter().flatten().all(|answer| answer.len() > 64 << 10), "more than a small one");
+    assert!(timeout(Duration::from_secs(1), read()).await.is_err(), "64 are on their way");
+    unsent.pop();
+    assert!(timeout(Duration::from_secs(1), read()).await.is_ok());
 }
