@@ -286,7 +286,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         default: Some("8MiB"),
         example: "",
         doc: "Largest body of a batch append or a compaction; beyond it 413 too_large. At least body_max_bytes. The same on all \
-              nodes of a cluster: a group whose followers take less than its leader stands still behind what is larger.",
+              nodes of a cluster: what a group's leader takes and another node does not is 503 unavailable.",
         field: |c| Field::Size(&mut c.batch_body_max_bytes, KIB..=256 * MIB),
     },
     Setting {
@@ -368,7 +368,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "segment_bytes",
         default: Some("64MiB"),
         example: "",
-        doc: "Size of a journal segment, for new ones. At least twice batch_body_max_bytes.",
+        doc: "Size of a journal segment, for new ones. At least twice batch_body_max_bytes, of every node of the cluster.",
         field: |c| Field::Size(&mut c.segment_bytes, MIB..=GIB),
     },
     Setting {

@@ -115,9 +115,8 @@ async fn attempt(shared: &Arc<Shared>, address: SocketAddr) -> LinkState {
             return LinkState::Down(error.to_string());
         }
     };
-    let hello = &greeted.proven.hello;
-    let instance = hello.instance;
-    let link = Arc::new(Link::new(greeted.remote(address).await, instance, greeted.stop.child_token()));
+    let remote = greeted.remote(address).await;
+    let link = Arc::new(Link::new(remote, &greeted.proven.hello, greeted.stop.child_token()));
     if !shared.links.claim(address, &link) {
         return LinkState::Duplicate;
     }

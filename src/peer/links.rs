@@ -13,6 +13,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::caller::Caller;
+use super::hello::Hello;
 use super::{CallError, Lane, Remote};
 
 /// One address that is being dialled.
@@ -68,6 +69,8 @@ impl LinkInfo {
 pub(crate) struct Link {
     pub(crate) remote: Remote,
     pub(crate) instance: u64,
+    /// Largest body that the node takes.
+    body_bytes_max: u32,
     pub(crate) rtt_us: Arc<AtomicU64>,
     /// Cancelled when the link goes down.
     pub(crate) down: CancellationToken,
@@ -80,9 +83,18 @@ pub(crate) struct Link {
 type Turn = tokio::sync::Mutex<()>;
 
 impl Link {
-    pub(crate) fn new(remote: Remote, instance: u64, down: CancellationToken) -> Link {
+    pub(crate) fn new(remote: Remote, hello: &Hello, down: CancellationToken) -> Link {
         let lanes = [(); 3].map(|()| watch::Sender::new(None));
-        Link { remote, instance, rtt_us: Arc::default(), down, lanes, turns: Default::default() }
+        let Hello { instance, body_bytes_max, .. } = *hello;
+        Link {
+            remote,
+            instance,
+            body_bytes_max,
+            rtt_us: Arc::default(),
+            down,
+            lanes,
+            turns: Default::default(),
+        }
     }
 
     pub(crate) fn set_lane(&self, lane: Lane, caller: Option<Arc<Caller>>) {
@@ -153,6 +165,11 @@ impl Links {
 
     pub(crate) fn to(&self, node: u128) -> Option<Arc<Link>> {
         self.inner.lock().by_node.get(&node).cloned()
+    }
+
+    /// Largest body that every node takes to which a link stands.
+    pub(crate) fn body_bytes_max(&self) -> Option<u32> {
+        self.inner.lock().by_node.values().map(|link| link.body_bytes_max).min()
     }
 
     /// Stops dialling what is not among `addresses`. What is new is to be dialled until its token is cancelled.

@@ -195,6 +195,11 @@ impl Peers {
         self.0.links.to(node).is_some()
     }
 
+    /// Largest body of a call that every node takes to which a link stands; none is larger where there are no links.
+    pub fn body_bytes_max(&self) -> usize {
+        self.0.links.body_bytes_max().map_or(usize::MAX, |bytes| bytes as usize)
+    }
+
     /// The nodes that dialled this one and were let in, as they last were, with the address to dial them back.
     pub fn seen_inbound(&self) -> watch::Receiver<Arc<BTreeMap<u128, Remote>>> {
         self.0.inbound.subscribe()

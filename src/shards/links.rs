@@ -10,6 +10,8 @@ use crate::peer::CallError;
 /// Calls to other nodes.
 pub(super) trait Links: Send + Sync + 'static {
     fn is_up(&self, node: u128) -> bool;
+    /// Largest body of a call that every node in reach takes.
+    fn body_bytes_max(&self) -> usize;
     /// Calls a method; the body goes out as one, made of the parts.
     fn call(
         &self,

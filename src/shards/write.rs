@@ -18,6 +18,9 @@ use crate::peer::CallError;
 use crate::raft::WriteFailure;
 use crate::trace::{self, Kind};
 
+/// What Raft puts around a command that it sends, with room to spare.
+const ENTRY_BYTES: usize = 4 << 10;
+
 impl Attached {
     /// Replicates a command. [`WriteError::UnknownOutcome`] comes at once; what certainly was not applied is tried
     /// again until the deadline.
@@ -58,6 +61,14 @@ impl Attached {
         }
         if !self.local.has_space() {
             return Outcome::Full;
+        }
+        // In the log it would be sent to them for ever, and everything behind it would wait.
+        let bytes_max = self.links.body_bytes_max();
+        if command.len() + ENTRY_BYTES > bytes_max {
+            return Outcome::NotApplied(format!(
+                "{} bytes, and another node takes {bytes_max}: is FASTPACA_BATCH_BODY_MAX_BYTES the same on all nodes?",
+                command.len()
+            ));
         }
         match timeout_at(deadline.answer_by, replica.write(command)).await {
             Ok(Ok(reply)) => Outcome::Reply(reply),

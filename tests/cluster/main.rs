@@ -17,6 +17,7 @@ mod restored;
 mod rng;
 mod run;
 mod scenarios;
+mod settings;
 mod single;
 #[path = "../support/mod.rs"]
 mod support;

@@ -87,7 +87,7 @@ pub(crate) async fn run(seed: u64, plan: Plan) {
 }
 
 /// The group of a conversation.
-fn group_of(id: &str) -> u16 {
+pub(crate) fn group_of(id: &str) -> u16 {
     let id = fastpaca::conversation::ConversationId::parse(id).expect("the test's ids are valid");
     fastpaca::shards::placement::group_of(&id)
 }

@@ -15,6 +15,10 @@ impl Links for Peers {
         Peers::is_up(self, node)
     }
 
+    fn body_bytes_max(&self) -> usize {
+        Peers::body_bytes_max(self)
+    }
+
     fn call(
         &self,
         to: u128,

@@ -241,6 +241,10 @@ impl Links for FakeLinks {
         self.0.upgrade().is_some_and(|net| !net.down.read().contains(&node))
     }
 
+    fn body_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
     fn call(
         &self,
         to: u128,
