@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::calls::{self, Change, ChangeAnswer, Status};
-use super::founding::{Action, Event, Message};
+use super::founding::{Action, Durable, Event, Message, View};
 use super::service::Inner;
 use super::state::{ClusterId, META_GROUP, NodeId, NodeState, founding_placement};
 use crate::peer::CallError;
@@ -47,6 +47,27 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Logs what a founding waits for: one that a lost disk has ended for good shows by nothing else.
+    pub(super) async fn tell_wait(&self, view: &View) {
+        let founding = self.founding.lock().await;
+        let (reason, members) = match founding.durable() {
+            // Why it is not taken in is logged as it is said.
+            Durable::Nothing if view.nodes.values().any(Option::is_some) => return,
+            Durable::Nothing if !view.complete => ("not every seed answers", None),
+            Durable::Nothing => ("fewer nodes than FASTPACA_CLUSTER_SIZE are there, or see the same", None),
+            Durable::Promised { members, .. } => {
+                ("its founder has not said what became of it", Some(members))
+            }
+            Durable::Founding { members, .. } => ("not every member has promised", Some(members)),
+            Durable::Founded { members, .. } => ("the cluster has no state yet", Some(members)),
+            Durable::Member { .. } => return,
+        };
+        let in_sight = view.nodes.len() + 1;
+        let is_silent = |node: &&NodeId| **node != self.me && !view.nodes.contains_key(node);
+        let silent: Vec<&NodeId> = members.into_iter().flatten().filter(is_silent).collect();
+        warn!(event = "founding_waits", reason, in_sight, ?silent);
     }
 
     /// Messages may be lost, so nobody waits for them.

@@ -34,6 +34,8 @@ use crate::store::Failure;
 
 /// Between two looks at what others are and say.
 const MEET: Duration = Duration::from_millis(500);
+/// How often a node says what keeps it from having a cluster.
+const WAIT_TOLD_EVERY: Duration = Duration::from_secs(20);
 /// Between two rounds of a node that has nothing to do.
 const REST: Duration = Duration::from_secs(1);
 /// Between two rounds while something moves.
@@ -195,6 +197,7 @@ impl Inner {
     async fn meet(self: Arc<Self>) {
         let mut discovery = Discovery::new(self.me, self.parts.peers.clone(), self.settings.seeds.clone());
         let mut links = self.parts.peers.links();
+        let mut told = Instant::now();
         loop {
             let document = self.document.borrow().clone();
             discovery.refresh(document.as_deref().map(|document| &document.state)).await;
@@ -202,6 +205,10 @@ impl Inner {
                 self.keep_record_fresh().await;
             } else {
                 let view = discovery.view().await;
+                if told.elapsed() > WAIT_TOLD_EVERY {
+                    told = Instant::now();
+                    self.tell_wait(&view).await;
+                }
                 self.on(Event::Saw(view)).await;
                 self.on(Event::Tick).await;
                 if document.is_some() {

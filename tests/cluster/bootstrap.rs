@@ -71,8 +71,8 @@ async fn a_seed_is_down_at_first() {
         cluster.spawn(node);
         tokio::task::block_in_place(|| cluster.wait_listening(node));
     }
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await; // Nothing happens meanwhile, which cannot be awaited.
     for node in [0, 1] {
+        cluster.wait_logged(node, &["founding_waits", "not every seed answers"]).await;
         assert_eq!(cluster.client(node).get("/health/ready").await.status, 503, "two nodes do not found");
     }
     cluster.spawn(2);
