@@ -9,7 +9,7 @@
 //! is told again for a while; after that, when a link to the node stands again, see `heartbeat`.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,13 +54,13 @@ impl Commits {
     pub(crate) fn tell(&self, node: u128, to: Address, commit: Commit) {
         match self.nodes.lock().entry(node) {
             // Whoever tells that node comes back for it.
-            Slot::Occupied(mut gathered) => {
+            Occupied(mut gathered) => {
                 let newest = gathered.get_mut().entry(to).or_insert(commit);
                 if newest.upto <= commit.upto {
                     *newest = commit;
                 }
             }
-            Slot::Vacant(none) => {
+            Vacant(none) => {
                 none.insert([(to, commit)].into());
                 tokio::spawn(self.clone().telling(node));
             }
@@ -163,6 +163,7 @@ mod tests {
     use openraft::entry::RaftEntry;
 
     use super::*;
+    use crate::raft::testing::{Cluster, Fate};
     use crate::raft::types::{Entry, LeaderId};
 
     const VOTE: Vote = Vote { leader_id: LeaderId { term: 2, node_id: 1 }, committed: true };
@@ -202,5 +203,27 @@ mod tests {
         assert_eq!(told(stream.answered(VOTE, at(7), at(2))), Some(7));
         assert_eq!(told(stream.answered(VOTE, at(8), at(2))), Some(8));
         assert_eq!(stream.asks(&request(8, 0..0)).map_err(told), Err(None));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn commits_go_by_themselves_and_are_told_again_when_lost() {
+        let cluster = Cluster::start().await;
+        let mut lost = 0;
+        cluster.net.judge(move |_, call| {
+            let is_lost = call.method == method::COMMITS && call.to == 3 && lost < 3;
+            lost += u32::from(is_lost);
+            if is_lost { Fate::Lost } else { Fate::Served }
+        });
+        for n in 0..3 {
+            cluster.leader().fill(n).await;
+        }
+        // Nobody sends heartbeats here: without these calls no follower would learn of the last commit.
+        cluster.agree(3).await;
+        let are_without_entries = cluster.net.seen(method::APPEND, |call, _| call.entries().is_empty());
+        // One at the begin of a stream may be.
+        let without = are_without_entries.iter().filter(|is_without| **is_without).count();
+        let all = are_without_entries.len();
+        assert!(without <= 4, "{without} of {all} append requests only told of commits");
+        cluster.stop().await;
     }
 }

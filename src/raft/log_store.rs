@@ -1,26 +1,24 @@
 //! One group's Raft log over the node's shared journal.
 //!
-//! The journal has the bytes; this keeps, per retained entry, its log id and where it lies, plus the payload until
-//! the state machine has applied it. A completion fires only when the write and all before it in the journal are
-//! on disk, which is stronger than openraft asks for.
+//! The journal has the bytes; [`GroupLog`] says where. A completion fires only when the write and all before it in the
+//! journal are on disk, which is stronger than openraft asks for.
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 
 use super::codec::{self, ENTRY_HEADER_BYTES, EntryKind, ImportBegin};
+use super::group_log::{GroupLog, Retained};
 use super::image::ImageState;
 use super::log_reader::LogReader;
 use super::rpc::ENTRY_OVERHEAD_BYTES;
-use super::types::{Entry, Host, LogId, Membership, Proposal, ReplicaId, TypeConfig, Vote};
+use super::types::{Entry, LogId, ReplicaId, TypeConfig, Vote};
 use crate::journal::{Completion, Draft, FRAME_HEADER_BYTES, FrameKind, Journal, Position};
 
 /// Entries that openraft hands over together are cut into appends of about this many bytes, since one append must
@@ -33,210 +31,6 @@ pub(crate) struct LogStore {
     pub(super) group: u16,
     journal: Journal,
     pub(super) state: Arc<Mutex<GroupLog>>,
-}
-
-/// What the journal holds of one group's log, as far as it is retained.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct GroupLog {
-    /// The replica this log belongs to; 0 while the node hosts none of the group.
-    pub(crate) replica: ReplicaId,
-    pub(crate) vote: Option<Vote>,
-    pub(crate) committed: Option<LogId>,
-    pub(crate) purged: Option<LogId>,
-    /// Entries after `purged`, contiguous.
-    entries: VecDeque<Slot>,
-    /// Where frames begin at the earliest that are being written: what they say is not in this state yet.
-    writing_from: Option<Position>,
-    /// Where the frames of a snapshot begin that is on its way.
-    import_from: Option<Position>,
-    /// Where those of an installed snapshot begin that the index does not durably hold yet.
-    installed_from: Option<Position>,
-    pub(super) image: ImageState,
-}
-
-/// An entry on its way to be applied.
-pub(crate) type Logged = (LogId, EntryPayload<Proposal, ReplicaId, Host>);
-
-#[derive(Debug, Clone)]
-struct Slot {
-    log_id: LogId,
-    /// First byte of the frame's payload.
-    frame: Position,
-    body: SlotBody,
-}
-
-#[derive(Debug, Clone)]
-enum SlotBody {
-    Blank,
-    Membership(Membership),
-    Command {
-        /// Present until applied.
-        bytes: Option<Bytes>,
-        len: u32,
-    },
-}
-
-impl GroupLog {
-    /// The empty log of a replica.
-    pub(crate) fn of(replica: ReplicaId) -> Self {
-        Self { replica, ..Self::default() }
-    }
-
-    /// Votes only rise.
-    pub(crate) fn raise_vote(&mut self, vote: Vote) {
-        if self.vote.is_none_or(|held| held < vote) {
-            self.vote = Some(vote);
-        }
-    }
-
-    pub(crate) fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|slot| slot.log_id).or(self.purged)
-    }
-
-    /// Where recovery must begin to see every retained entry, an unfinished snapshot, and what this state does not say yet.
-    pub(crate) fn first_retained(&self) -> Option<Position> {
-        let entry = self.entries.front().map(|slot| slot.frame);
-        let others = [self.writing_from, self.import_from, self.installed_from];
-        entry.into_iter().chain(others.into_iter().flatten()).min()
-    }
-
-    /// The last entry up to index `upto` whose frame lies before `cutoff`.
-    pub(crate) fn last_before(&self, cutoff: Position, upto: u64) -> Option<u64> {
-        let old = |slot: &&Slot| slot.frame < cutoff && slot.log_id.index <= upto;
-        self.entries.iter().take_while(old).last().map(|slot| slot.log_id.index)
-    }
-
-    /// Takes in an entry frame; an entry at an existing index overrides it and all after it. Payloads up to
-    /// `applied` are not kept in memory.
-    pub(crate) fn replay_entry(
-        &mut self,
-        frame: Position,
-        payload: &Bytes,
-        applied: Option<u64>,
-    ) -> Result<(), codec::RecordError> {
-        let (log_id, kind, body) = codec::decode_entry(payload)?;
-        let body = match kind {
-            EntryKind::Blank => SlotBody::Blank,
-            EntryKind::Membership => SlotBody::Membership(codec::decode_membership(&body)?),
-            EntryKind::Command => {
-                let len = body.len() as u32;
-                SlotBody::Command { len, bytes: (Some(log_id.index) > applied).then_some(body) }
-            }
-        };
-        if self.purged.is_some_and(|purged| log_id.index <= purged.index) {
-            return Ok(());
-        }
-        self.truncate_from(log_id.index);
-        self.entries.push_back(Slot { log_id, frame, body });
-        Ok(())
-    }
-
-    pub(crate) fn truncate_after(&mut self, last: Option<LogId>) {
-        self.truncate_from(last.map_or(0, |id| id.index + 1));
-    }
-
-    pub(crate) fn purge(&mut self, upto: LogId) {
-        while self.entries.front().is_some_and(|slot| slot.log_id.index <= upto.index) {
-            self.entries.pop_front();
-        }
-        if self.purged.is_none_or(|purged| purged.index < upto.index) {
-            self.purged = Some(upto);
-        }
-    }
-
-    /// The first retained entry from index `from` on, if it is known to be committed.
-    pub(crate) fn first_committed_from(&self, from: u64) -> Option<u64> {
-        let end = self.committed.map_or(0, |id| id.index + 1);
-        self.range(from, end).next().map(|slot| slot.log_id.index)
-    }
-
-    /// Whether it has every entry from the first that is retained to the last.
-    pub(crate) fn is_whole(&self) -> bool {
-        let after = self.purged.map_or(0, |purged| purged.index + 1);
-        (after..).zip(&self.entries).all(|(index, slot)| slot.log_id.index == index)
-    }
-
-    /// Committed entries from index `from` on, as far as they are here, until they come to `bytes`. `read` gets the payloads
-    /// that are not in memory.
-    pub(crate) fn committed_from(
-        &self,
-        from: u64,
-        bytes: usize,
-        read: &dyn Fn(Position, u32) -> io::Result<Bytes>,
-    ) -> io::Result<Vec<Logged>> {
-        let end = self.committed.map_or(0, |id| id.index + 1);
-        let mut taken = 0;
-        let until_enough = self.range(from, end).take_while(|slot| {
-            let is_taken = taken < bytes;
-            taken += slot.command_bytes();
-            is_taken
-        });
-        let entries = until_enough.map(|slot| {
-            let entry = match &slot.body {
-                SlotBody::Command { bytes: None, len } => slot.entry(read(slot.command_at(), *len)?),
-                _ => slot.entry(slot.payload().unwrap_or_default()),
-            };
-            Ok((slot.log_id, entry.payload))
-        });
-        entries.collect()
-    }
-
-    /// Drops the payloads of entries up to `index`: the journal still has them.
-    pub(crate) fn forget_payloads(&mut self, from: u64, upto: u64) {
-        let Some(first) = self.entries.front().map(|slot| slot.log_id.index) else { return };
-        let range = from.saturating_sub(first) as usize
-            ..((upto + 1).saturating_sub(first) as usize).min(self.entries.len());
-        for index in range {
-            if let SlotBody::Command { bytes, .. } = &mut self.entries[index].body {
-                *bytes = None;
-            }
-        }
-    }
-
-    fn truncate_from(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|slot| slot.log_id.index >= index) {
-            self.entries.pop_back();
-        }
-    }
-
-    /// Slots of `[from, end)` that are retained.
-    fn range(&self, from: u64, end: u64) -> impl Iterator<Item = &Slot> {
-        let first = self.entries.front().map_or(0, |slot| slot.log_id.index);
-        let stop = (end.saturating_sub(first) as usize).min(self.entries.len());
-        let start = (from.saturating_sub(first) as usize).min(stop);
-        self.entries.range(start..stop)
-    }
-}
-
-impl Slot {
-    fn payload(&self) -> Option<Bytes> {
-        match &self.body {
-            SlotBody::Command { bytes, .. } => bytes.clone(),
-            _ => None,
-        }
-    }
-
-    fn command_bytes(&self) -> usize {
-        match &self.body {
-            SlotBody::Command { len, .. } => *len as usize,
-            _ => 0,
-        }
-    }
-
-    fn command_at(&self) -> Position {
-        Position { segment: self.frame.segment, offset: self.frame.offset + ENTRY_HEADER_BYTES as u32 }
-    }
-
-    fn entry(&self, command: Bytes) -> Entry {
-        let payload = match &self.body {
-            SlotBody::Blank => EntryPayload::Blank,
-            SlotBody::Membership(membership) => EntryPayload::Membership(membership.clone()),
-            SlotBody::Command { .. } => {
-                EntryPayload::Normal(Proposal { command, at: Some(self.command_at()) })
-            }
-        };
-        Entry::new(self.log_id, payload)
-    }
 }
 
 impl LogStore {
@@ -358,13 +152,7 @@ impl LogStore {
         let frames = self.journal.append(&drafts, done).await.map_err(io::Error::other)?;
         let mut state = self.state.lock();
         for (Encoded { entry, body, .. }, frame) in batch.into_iter().zip(frames) {
-            let body = match entry.payload {
-                EntryPayload::Blank => SlotBody::Blank,
-                EntryPayload::Membership(membership) => SlotBody::Membership(membership),
-                EntryPayload::Normal(_) => SlotBody::Command { len: body.len() as u32, bytes: Some(body) },
-            };
-            state.truncate_from(entry.log_id.index);
-            state.entries.push_back(Slot { log_id: entry.log_id, frame, body });
+            state.append(entry, frame, body);
         }
         Ok(())
     }
@@ -372,28 +160,19 @@ impl LogStore {
     /// Entries from `start` to before `end`, so many as take `bytes_max` bytes in a request; at least one.
     pub(super) fn read_some(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let mut bytes = 0;
-        let fits = |slot: &&Slot| {
+        let fits = |entry: &&Retained| {
             let is_first = bytes == 0;
-            bytes += ENTRY_OVERHEAD_BYTES + slot.command_bytes();
+            bytes += ENTRY_OVERHEAD_BYTES + entry.command_bytes();
             is_first || bytes <= bytes_max
         };
-        let slots = self.state.lock().range(start, end).take_while(fits).cloned().collect();
-        self.load(slots)
+        let entries: Vec<Retained> = self.state.lock().range(start, end).take_while(fits).cloned().collect();
+        self.load(entries)
     }
 
     /// Payloads that were dropped from memory come from the journal again.
-    fn load(&self, slots: Vec<Slot>) -> io::Result<Vec<Entry>> {
-        slots
-            .into_iter()
-            .map(|slot| match &slot.body {
-                SlotBody::Command { bytes: None, len } => {
-                    let at = slot.command_at();
-                    let bytes = self.journal.read(at.segment, at.offset, *len)?;
-                    Ok(slot.entry(bytes))
-                }
-                _ => Ok(slot.entry(slot.payload().unwrap_or_default())),
-            })
-            .collect()
+    fn load(&self, entries: Vec<Retained>) -> io::Result<Vec<Entry>> {
+        let read = |at: Position, len| self.journal.read(at.segment, at.offset, len);
+        entries.into_iter().map(|entry| entry.load(read)).collect()
     }
 }
 
@@ -412,8 +191,8 @@ impl RaftLogReader<TypeConfig> for LogStore {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        let slots = self.state.lock().range(from, end).cloned().collect();
-        self.load(slots)
+        let entries: Vec<Retained> = self.state.lock().range(from, end).cloned().collect();
+        self.load(entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -523,3 +302,6 @@ impl Encoded {
         Self { header: codec::entry_header(&entry.log_id, kind), entry, body }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,24 +1,31 @@
 //! Adapters between openraft and the node's journal and store. Nothing else imports openraft.
 //!
-//! No domain logic lives here: commands are bytes, replies come from the store.
+//! No domain logic lives here: commands are bytes, replies come from the store. Where to begin reading:
+//!
+//! - A replica that runs: `group`, of which the node has one in each of its `slots`. `node` starts and stops them.
+//! - What openraft is given: `log_store` over `group_log`, `state_machine`, `network`, and `types` over
+//!   `runtime`.
+//! - Between nodes: `network` and `commits` call, `service` is called, `rpc` has the bytes. Who leads where, and when
+//!   to elect: `heartbeat`, `liveness`, `elections`.
+//! - Snapshots: `snapshot`, from `send` to `receive` and `import`.
+//! - On disk: `codec` has the bytes, `checkpoint` says from where `recovery` reads, `replay` reads, `reclaim` writes
+//!   each `image` by which it frees space.
 
 mod checkpoint;
 mod codec;
 mod commits;
 mod elections;
 mod group;
+mod group_log;
 mod heartbeat;
 mod image;
 mod import;
-mod leadership;
 mod liveness;
 mod log_reader;
 mod log_store;
 mod network;
-#[cfg(test)]
-mod network_tests;
 mod node;
-mod read_barrier;
+mod receive;
 mod reclaim;
 mod recovery;
 mod replay;
@@ -30,14 +37,13 @@ mod slots;
 mod snapshot;
 mod state_machine;
 #[cfg(test)]
-mod tests;
+mod testing;
 mod types;
 mod watch;
 
-pub use self::group::{Group, Members, MembershipError, WriteFailure};
+pub use self::group::{Group, Members, MembershipError, ReadFailure, WriteFailure};
 pub use self::network::{NoPeers, Transport};
 pub use self::node::{HostError, Node, NodeSettings, StartError};
-pub use self::read_barrier::ReadFailure;
 pub use self::reclaim::ReclaimSettings;
 pub(crate) use self::recovery::request_rebuild;
 pub use self::recovery::{RecoveryError, RecoverySettings};

@@ -319,3 +319,26 @@ impl RaftNetworkV2<TypeConfig> for Client {
         Some(Backoff::new(waits))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::testing::Cluster;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn replicas_follow_and_one_that_was_cut_off_catches_up_by_the_log() {
+        let cluster = Cluster::start().await;
+        for n in 0..3 {
+            cluster.leader().fill(n).await;
+        }
+        cluster.agree(3).await;
+        cluster.cut(2);
+        for n in 2..5 {
+            cluster.leader().fill(n).await;
+        }
+        cluster.heal(2);
+        cluster.agree(5).await;
+        assert!(cluster.net.seen(method::SNAPSHOT_BEGIN, |_, _| ()).is_empty(), "no snapshot was needed");
+        cluster.stop().await;
+    }
+}

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::Config;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -11,15 +10,14 @@ use tracing::info;
 
 use super::checkpoint::Checkpointer;
 use super::elections::Elections;
-use super::group::{self, Group};
+use super::group::{self, Group, NodeContext};
 use super::heartbeat::{self, Heartbeats};
-use super::liveness::Liveness;
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
 #[cfg(test)]
 use super::reclaim::{ReclaimError, Reclaimed};
 use super::reclaim::{ReclaimSettings, Reclaimer};
-use super::recovery::{self, RecoveryError, RecoverySettings};
+use super::recovery::{self, Recovered, RecoveryError, RecoverySettings};
 use super::service::{RaftService, Running};
 use super::slots::{Slot, Slots};
 use super::types::ReplicaId;
@@ -75,16 +73,12 @@ pub enum HostError {
 pub struct Node {
     pub(crate) journal: Journal,
     pub(crate) shared: Arc<Shared>,
-    node_id: u128,
     slots: Arc<Slots>,
-    network: Network,
-    liveness: Arc<Liveness>,
+    context: Arc<NodeContext>,
     elections: Arc<Elections>,
     heartbeats: Arc<Heartbeats>,
-    config: Arc<Config>,
     checkpointer: Arc<Checkpointer>,
     pub(super) reclaimer: Arc<Reclaimer>,
-    failure: Failure,
     stop: CancellationToken,
     services: TaskTracker,
 }
@@ -95,76 +89,90 @@ impl Node {
     pub async fn start(
         settings: NodeSettings,
         disk: Arc<dyn Disk>,
-        network: impl Transport,
+        transport: impl Transport,
         metrics: Metrics,
         failure: Failure,
     ) -> Result<Self, StartError> {
-        let (boot_id, segment_bytes) = (settings.recovery.boot_id.clone(), settings.journal.segment_bytes);
-        let recovered = {
-            let (options, metrics) = (settings.journal.clone(), metrics.clone());
-            let recovery = settings.recovery;
-            tokio::task::spawn_blocking(move || recovery::recover(&recovery, &options, &disk, &metrics))
-                .await??
+        let settings = Arc::new(settings);
+        let recovering = {
+            let settings = settings.clone();
+            move || recovery::recover(&settings.recovery, &settings.journal, &disk, &metrics)
         };
-        let journal = recovered.journal.clone();
-        let files = recovered.stores.into_iter().zip(recovered.logs).map(|(store, log)| {
+        let recovered = tokio::task::spawn_blocking(recovering).await??;
+        let is_rebuilt = recovered.rebuilt.is_some();
+        let context = Arc::new(NodeContext {
+            node_id: settings.node_id,
+            config: group::config(),
+            network: Network::new(Arc::new(transport), settings.snapshot_bytes_per_second),
+            liveness: Arc::default(),
+            failure,
+        });
+        let node = Self::new(&settings, recovered, context);
+        node.run_held().await?;
+        if is_rebuilt {
+            node.shared.metrics.index_rebuilds.inc();
+            node.checkpoint().await;
+        }
+        node.start_services(&settings);
+        Ok(node)
+    }
+
+    /// The node over its recovered files; nothing runs yet.
+    fn new(settings: &NodeSettings, recovered: Recovered, context: Arc<NodeContext>) -> Self {
+        let Recovered { journal, shared, stores, logs, .. } = recovered;
+        let files = stores.into_iter().zip(logs).map(|(store, log)| {
             let log = LogStore::new(store.group(), journal.clone(), log);
             (store, log)
         });
         let slots = Arc::new(Slots::new(files));
-        let liveness = Arc::new(Liveness::default());
-        let checkpointer = Arc::new(Checkpointer::new(
-            recovered.journal.clone(),
-            recovered.shared.clone(),
-            slots.clone(),
-            boot_id,
-            segment_bytes,
-        ));
         let stop = CancellationToken::new();
+        let checkpointer = Arc::new(Checkpointer::new(
+            journal.clone(),
+            shared.clone(),
+            slots.clone(),
+            settings.recovery.boot_id.clone(),
+            settings.journal.segment_bytes,
+        ));
         let reclaimer = Reclaimer::new(
-            recovered.shared.clone(),
+            shared.clone(),
             journal.clone(),
             slots.clone(),
             checkpointer.clone(),
             settings.reclaim,
-            failure.clone(),
+            context.failure.clone(),
             stop.clone(),
         );
-        let heartbeats =
-            Heartbeats::new(slots.clone(), liveness.clone(), recovered.journal.clone(), metrics.clone());
-        let node = Self {
-            journal: recovered.journal,
-            shared: recovered.shared,
-            node_id: settings.node_id,
-            elections: Arc::new(Elections::new(slots.clone(), liveness.clone(), failure.clone())),
-            heartbeats: Arc::new(heartbeats),
+        let (liveness, metrics) = (&context.liveness, shared.metrics.clone());
+        let heartbeats = Heartbeats::new(slots.clone(), liveness.clone(), journal.clone(), metrics);
+        let elections = Elections::new(slots.clone(), liveness.clone(), context.failure.clone());
+        Self {
+            journal,
+            shared,
             slots,
-            network: Network::new(Arc::new(network), settings.snapshot_bytes_per_second),
-            liveness,
-            config: group::config(),
+            context,
+            elections: Arc::new(elections),
+            heartbeats: Arc::new(heartbeats),
             checkpointer,
             reclaimer: Arc::new(reclaimer),
-            failure,
             stop,
             services: TaskTracker::new(),
-        };
-        for slot in node.slots.iter().filter(|slot| slot.log.with(|log| log.replica) != 0) {
-            node.run(slot).await?;
         }
-        for group in node.slots.running().filter(|group| group.is_sole_voter()) {
+    }
+
+    /// Runs every replica that is held here; returns once those that have no other voter lead.
+    async fn run_held(&self) -> Result<(), StartError> {
+        for slot in self.slots.iter().filter(|slot| slot.log.with(|log| log.replica) != 0) {
+            self.run(slot).await?;
+        }
+        for group in self.slots.running().filter(|group| group.is_sole_voter()) {
             group.led().await?;
         }
-        if recovered.rebuilt.is_some() {
-            metrics.index_rebuilds.inc();
-            node.checkpoint().await;
-        }
-        node.start_services(settings.checkpoint_interval, settings.checkpoint_bytes);
-        Ok(node)
+        Ok(())
     }
 
     /// The node's permanent id.
     pub fn node_id(&self) -> u128 {
-        self.node_id
+        self.context.node_id
     }
 
     /// Takes part in what nodes say to each other, on the links' own runtime.
@@ -244,8 +252,8 @@ impl Node {
 
     /// Writes a checkpoint now, unless the node has failed; failing at it stops the node.
     pub async fn checkpoint(&self) {
-        if !self.failure.is_raised() {
-            self.checkpointer.checkpoint(&self.failure).await;
+        if !self.context.failure.is_raised() {
+            self.checkpointer.checkpoint(&self.context.failure).await;
         }
     }
 
@@ -258,7 +266,7 @@ impl Node {
     /// Ends like a crash as far as the index is concerned: the journal is flushed, nothing else.
     #[cfg(test)]
     pub(crate) async fn stop_without_checkpoint(&self) {
-        self.failure.raise("test".into(), false);
+        self.context.failure.raise("test".into(), false);
         self.shutdown().await;
     }
 
@@ -276,35 +284,26 @@ impl Node {
     }
 
     async fn run(&self, slot: &Slot) -> Result<Arc<Group>, StartError> {
-        let group = Group::start(
-            slot.store.clone(),
-            slot.log.clone(),
-            &self.config,
-            self.network.clone(),
-            self.node_id,
-            self.liveness.clone(),
-            &self.failure,
-        );
-        let group = Arc::new(group.await?);
+        let group = Group::start(slot.store.clone(), slot.log.clone(), &self.context).await?;
         slot.set(Some(group.clone()));
         Ok(group)
     }
 
-    fn start_services(&self, checkpoint_interval: Duration, checkpoint_bytes: u64) {
-        let stop = || self.stop.clone();
+    fn start_services(&self, settings: &NodeSettings) {
+        let (slots, failure, stop) = (&self.slots, &self.context.failure, &self.stop);
         let checkpointer = self.checkpointer.clone();
         self.services.spawn(checkpointer.serve(
-            checkpoint_bytes,
-            checkpoint_interval,
-            self.failure.clone(),
-            stop(),
+            settings.checkpoint_bytes,
+            settings.checkpoint_interval,
+            failure.clone(),
+            stop.clone(),
         ));
         self.services.spawn(self.reclaimer.clone().serve());
-        self.services.spawn(self.elections.clone().serve(stop()));
-        self.services.spawn(self.heartbeats.clone().show_pulse(stop()));
-        let (slots, journal, shared) = (self.slots.clone(), self.journal.clone(), self.shared.clone());
-        self.services.spawn(sample(slots, journal, shared, stop()));
-        let (slots, failure, stop) = (self.slots.clone(), self.failure.clone(), stop());
+        self.services.spawn(self.elections.clone().serve(stop.clone()));
+        self.services.spawn(self.heartbeats.clone().show_pulse(stop.clone()));
+        let (journal, shared) = (self.journal.clone(), self.shared.clone());
+        self.services.spawn(sample(slots.clone(), journal, shared, stop.clone()));
+        let (slots, failure, stop) = (slots.clone(), failure.clone(), stop.clone());
         self.services.spawn_blocking(move || verify_all(&slots, &failure, &stop));
     }
 }
@@ -344,3 +343,6 @@ async fn sample(slots: Arc<Slots>, journal: Journal, shared: Arc<Shared>, stop: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::log_store::GroupLog;
+use super::group_log::GroupLog;
 use super::replay::{Replay, ReplayError};
 use crate::files;
 use crate::journal::{Disk, FIRST_SEGMENT, Journal, OpenError, Options, Payloads, ScanFrom, oldest_segment};
@@ -150,3 +150,6 @@ fn rebuild_reason(error: &OpenError) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use tracing::info;
 
 use super::codec::{self, Checkpoint, GroupCheckpoint, ImportBegin, RecordError};
+use super::group_log::GroupLog;
 use super::image::{self, IMAGE};
-use super::log_store::GroupLog;
 use super::recovery::{AttemptError, RecoverySettings};
 use super::snapshot::{self, Installed};
 use super::state_machine::{applied, apply_entry, log_id};
@@ -293,12 +293,12 @@ impl Replay {
         let (store, mut next) = (store.clone(), next);
         loop {
             let log = &mut self.logs[usize::from(group)];
-            let entries = log.committed_from(next, COMMIT_BYTES, &|at, len| self.payloads.read(at, len));
+            let entries = log.committed_from(next, COMMIT_BYTES, |at, len| self.payloads.read(at, len));
             let entries = entries.map_err(StoreError::from)?;
-            let Some((last, _)) = entries.last() else { return Ok(()) };
-            let first = std::mem::replace(&mut next, last.index + 1);
-            for (log_id, payload) in entries {
-                apply_entry(&store, &log_id, payload)?;
+            let Some(last) = entries.last() else { return Ok(()) };
+            let first = std::mem::replace(&mut next, last.log_id.index + 1);
+            for entry in entries {
+                apply_entry(&store, entry)?;
             }
             log.forget_payloads(first, next - 1);
             if log.first_committed_from(next).is_some() {

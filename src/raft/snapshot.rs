@@ -152,3 +152,6 @@ impl Export {
         self.blocks.recv().await.transpose()
     }
 }
+
+#[cfg(test)]
+mod tests;

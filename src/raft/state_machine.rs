@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::{Stream, TryStreamExt};
-use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -13,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::codec;
 use super::log_store::LogStore;
 use super::snapshot::{self, GroupSnapshot, Snapshot, SnapshotMeta};
-use super::types::{Answered, LeaderId, LogId, Proposal, StoredMembership, TypeConfig};
+use super::types::{Answered, Entry, LeaderId, LogId, StoredMembership, TypeConfig};
 use crate::conversation::{FrameLocation, Reply};
 use crate::store::{Applied, Failure, GroupStore, StoreError};
 use crate::trace;
@@ -45,16 +44,12 @@ impl StateMachine {
 }
 
 /// Applies one entry to the store; the reply is `None` for Raft's own entries.
-pub(crate) fn apply_entry(
-    store: &GroupStore,
-    log_id: &LogId,
-    payload: EntryPayload<Proposal, u64, super::types::Host>,
-) -> Result<Option<Reply>, StoreError> {
-    let at = applied(log_id);
-    match payload {
+pub(crate) fn apply_entry(store: &GroupStore, entry: Entry) -> Result<Option<Reply>, StoreError> {
+    let at = applied(&entry.log_id);
+    match entry.payload {
         EntryPayload::Blank => store.note(at, None),
         EntryPayload::Membership(membership) => {
-            let stored = StoredMembership::new(Some(*log_id), membership);
+            let stored = StoredMembership::new(Some(entry.log_id), membership);
             store.note(at, Some(codec::encode_stored_membership(&stored).into()));
         }
         EntryPayload::Normal(proposal) => {
@@ -81,10 +76,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut applied: Option<(u64, u64)> = None;
         while let Some((entry, responder)) = entries.try_next().await? {
-            let log_id = entry.log_id();
+            let index = entry.log_id.index;
             let begun = trace::is_on().then(SystemTime::now);
-            let reply = apply_entry(&self.store, &log_id, entry.payload).map_err(|e| self.fatal(e))?;
-            applied = Some((applied.map_or(log_id.index, |range| range.0), log_id.index));
+            let reply = apply_entry(&self.store, entry).map_err(|e| self.fatal(e))?;
+            applied = Some((applied.map_or(index, |range| range.0), index));
             if let Some(responder) = responder {
                 let times = begun.map(|begun| (begun, SystemTime::now()));
                 responder.send(Answered { reply, times });

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::node::Node;
-use super::super::tests::{append, dump, gone, group_of, id, journal_options, put, start_on};
-use crate::conversation::{Action, Command, EventRange, Reply, plan_events};
+use crate::conversation::{Action, Command, Reply};
 use crate::journal::sim::{Rng, SimDisk, Survival};
 use crate::journal::{Disk, Options};
+use crate::raft::node::Node;
+use crate::raft::testing::{append, crash, dump_all, group_of, id, journal_options, places, put, start_on};
 use crate::store::Failure;
 
 const SEEDS: u64 = 10;
@@ -61,17 +61,16 @@ impl World {
             self.check(&node);
             if self.rng.chance(50) {
                 // The same once more from the journal alone.
-                let before = dumps(&node);
-                node.stop_without_checkpoint().await;
-                gone(node).await;
+                let before = dump_all(&node, CONVERSATIONS as usize);
+                crash(node).await;
                 dir = tempfile::tempdir().unwrap();
                 let node = self.start(dir.path()).await;
-                assert_eq!(dumps(&node), before);
+                assert_eq!(dump_all(&node, CONVERSATIONS as usize), before);
                 self.live(&node).await;
-                stop(node).await;
+                crash(node).await;
             } else {
                 self.live(&node).await;
-                stop(node).await;
+                crash(node).await;
             }
             let survival = [Survival::None, Survival::All, Survival::Prefix, Survival::AnySectors];
             let survival = survival[self.rng.below(4) as usize];
@@ -87,7 +86,7 @@ impl World {
         dir = tempfile::tempdir().unwrap();
         let node = self.start(dir.path()).await;
         self.check(&node);
-        stop(node).await;
+        crash(node).await;
     }
 
     async fn start(&self, dir: &Path) -> Node {
@@ -173,11 +172,6 @@ impl World {
     }
 }
 
-async fn stop(node: Node) {
-    node.stop_without_checkpoint().await;
-    gone(node).await;
-}
-
 /// The reply, or `None` when the disk is gone.
 async fn propose(node: &Node, n: u64, action: Action) -> Option<Reply> {
     let command = Command { id: id(n as usize), now_ms: 1_000, action };
@@ -185,23 +179,10 @@ async fn propose(node: &Node, n: u64, action: Action) -> Option<Reply> {
     tokio::time::timeout(Duration::from_secs(5), group.write(command.encode())).await.ok()?.ok()
 }
 
-fn dumps(node: &Node) -> Vec<String> {
-    (0..CONVERSATIONS as usize).map(|n| dump(&group_of(node, n).store, n)).collect()
-}
-
 fn texts(node: &Node, n: usize) -> Vec<String> {
     let store = &group_of(node, n).store;
-    let all = EventRange {
-        from_seq: 1,
-        to_seq: u64::MAX,
-        newest_first: false,
-        limit: usize::MAX,
-        limit_bytes: u64::MAX,
-    };
     let reading = store.reading();
-    let planned = store.read(&id(n), |c, history| plan_events(c, &id(n), history, &all).unwrap()).unwrap();
-    let places: Vec<_> = planned.unwrap_or_default().iter().map(|event| event.location).collect();
-    let bodies = store.bodies(&reading, &places).unwrap();
+    let bodies = store.bodies(&reading, &places(store, n, u64::MAX)).unwrap();
     bodies
         .iter()
         .map(|body| {

@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::node::Node;
-use super::super::tests::{GROUPS, append, dump_all, fill, gone, group_of, id, put, start, write};
 use super::*;
-use crate::conversation::{Action, EventRange, Reply, plan_events};
+use crate::conversation::{Action, Location, Reply};
 use crate::journal::segment_file;
+use crate::raft::node::Node;
+use crate::raft::testing::{
+    GROUPS, append, crash, dump_all, fill, group_of, lose_index, numbered, places, put, start, write,
+};
 
 const CONVERSATIONS: usize = 9;
 
@@ -49,7 +51,7 @@ async fn filled(dir: &Path) -> Node {
     let node = start(dir).await;
     fill(&node, 0, CONVERSATIONS - 1).await;
     // Long enough for several sealed runs, all of which stay.
-    let texts: Vec<String> = (0..400).map(|i| format!("of the long one {i}")).collect();
+    let texts = numbered("of the long one", 400);
     write(&node, 2, append(&texts, Some(9))).await;
     churn(&node, 60).await;
     settle(&node).await;
@@ -74,19 +76,17 @@ async fn what_is_left_is_all_there_was() {
         // What comes after an image counts too, checkpointed or not.
         write(&node, round, append(&[format!("after image {round}")], None)).await;
         let before = dump_all(&node, CONVERSATIONS);
-        node.stop_without_checkpoint().await;
-        gone(node).await;
+        crash(node).await;
         node = start(dir.path()).await;
         assert_eq!(node.shared.metrics.index_rebuilds.get(), 0);
         assert_eq!(dump_all(&node, CONVERSATIONS), before);
-        node.stop_without_checkpoint().await;
-        gone(node).await;
+        crash(node).await;
 
-        std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        lose_index(dir.path());
         node = start(dir.path()).await;
         assert_eq!(node.shared.metrics.index_rebuilds.get(), 1);
         assert_eq!(dump_all(&node, CONVERSATIONS), before);
-        let texts: Vec<String> = (0..400).map(|i| format!("of the long one {i}")).collect();
+        let texts = numbered("of the long one", 400);
         let again = write(&node, 2, append(&texts, Some(9))).await;
         assert!(matches!(again, Reply::Appended { deduped: true, .. }), "{again:?}");
         churn(&node, 40).await;
@@ -134,9 +134,8 @@ async fn appends_reads_and_checkpoints_go_on() {
     assert!(segments >= 6 && reads.load(Ordering::Relaxed) > 0, "{segments} segments");
 
     let before = dump_all(&node, CONVERSATIONS);
-    node.stop_without_checkpoint().await;
-    gone(Arc::into_inner(node).unwrap()).await;
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    crash(Arc::into_inner(node).unwrap()).await;
+    lose_index(dir.path());
     let node = start(dir.path()).await;
     assert_eq!(dump_all(&node, CONVERSATIONS), before);
     node.shutdown().await;
@@ -147,11 +146,7 @@ async fn a_segment_waits_for_those_who_looked_a_place_in_it_up() {
     let dir = tempfile::tempdir().unwrap();
     let node = Arc::new(filled(dir.path()).await);
     let store = group_of(&node, 2).store.clone();
-    let all = EventRange { from_seq: 1, to_seq: 5, newest_first: false, limit: 5, limit_bytes: u64::MAX };
-    let places = || {
-        let planned = store.read(&id(2), |c, history| plan_events(c, &id(2), history, &all).unwrap());
-        planned.unwrap().unwrap().iter().map(|event| event.location).collect::<Vec<_>>()
-    };
+    let places = || places(&store, 2, 5);
     let reading = store.reading();
     let old = places();
     assert!(old.iter().all(|place| place.segment == 1));
@@ -163,8 +158,7 @@ async fn a_segment_waits_for_those_who_looked_a_place_in_it_up() {
         tokio::task::yield_now().await;
     }
     // The cache must not answer for the disk.
-    let direct =
-        |place: &crate::conversation::Location| node.journal.read(place.segment, place.offset, place.len);
+    let direct = |place: &Location| node.journal.read(place.segment, place.offset, place.len);
     assert!(old.iter().all(|place| crc32c::crc32c(&direct(place).unwrap()) == place.crc));
     assert_eq!(oldest(&node), 1);
     drop(reading);
@@ -181,10 +175,7 @@ async fn a_segment_waits_for_those_who_looked_a_place_in_it_up() {
 async fn a_damaged_message_keeps_its_segment_and_those_behind_it() {
     let dir = tempfile::tempdir().unwrap();
     let node = filled(dir.path()).await;
-    let store = group_of(&node, 2).store.clone();
-    let first = EventRange { from_seq: 1, to_seq: 1, newest_first: false, limit: 1, limit_bytes: u64::MAX };
-    let planned = store.read(&id(2), |c, history| plan_events(c, &id(2), history, &first).unwrap());
-    let place = planned.unwrap().unwrap()[0].location;
+    let place = places(&group_of(&node, 2).store, 2, 1)[0];
     let path = dir.path().join("journal").join(segment_file(place.segment));
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -220,9 +211,8 @@ async fn what_a_removed_replica_left_behind_goes() {
     let reclaimed = node.reclaim().await.unwrap().unwrap();
     assert!(reclaimed.segments >= 1, "{reclaimed:?}");
     let before = dump_all(&node, 1);
-    node.stop_without_checkpoint().await;
-    gone(node).await;
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    crash(node).await;
+    lose_index(dir.path());
     let node = start(dir.path()).await;
     assert_eq!(dump_all(&node, 1), before);
     assert_eq!(dump_all(&node, 2)[1], "absent");

@@ -1,8 +1,7 @@
 //! One quorum round confirms all reads of a group that arrived before it began.
 
-use std::future::Future;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -18,7 +17,7 @@ pub enum ReadFailure {
 
 /// Reads of one group that wait for their log index.
 #[derive(Default)]
-pub(crate) struct ReadBarrier(Mutex<Waiting>);
+pub(super) struct ReadBarrier(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
@@ -28,12 +27,14 @@ struct Waiting {
 }
 
 impl ReadBarrier {
-    /// What a round says that began after the call; any that are needed are made by `round`.
-    pub(crate) async fn confirm<R>(
+    /// What a round about `of` says that began after the call.
+    pub(super) async fn confirm<T, R>(
         self: &Arc<Self>,
-        round: impl Fn() -> R + Send + 'static,
+        of: &Weak<T>,
+        round: impl Fn(Arc<T>) -> R + Send + 'static,
     ) -> Result<u64, ReadFailure>
     where
+        T: Send + Sync + 'static,
         R: Future<Output = Result<u64, ReadFailure>> + Send + 'static,
     {
         let (tx, rx) = oneshot::channel();
@@ -44,12 +45,12 @@ impl ReadBarrier {
         };
         if start {
             // A task of its own: the reader that starts it may go away before the others are answered.
-            tokio::spawn(self.clone().rounds(round));
+            tokio::spawn(self.clone().rounds(of.clone(), round));
         }
         rx.await.unwrap_or_else(|_| Err(ReadFailure::Unavailable("the node is stopping".into())))
     }
 
-    async fn rounds<R>(self: Arc<Self>, round: impl Fn() -> R)
+    async fn rounds<T, R>(self: Arc<Self>, of: Weak<T>, round: impl Fn(Arc<T>) -> R)
     where
         R: Future<Output = Result<u64, ReadFailure>>,
     {
@@ -62,7 +63,9 @@ impl ReadBarrier {
                 }
                 mem::take(&mut waiting.reads)
             };
-            let confirmed = round().await;
+            // Where it is gone, nobody reads any more.
+            let Some(of) = of.upgrade() else { return };
+            let confirmed = round(of).await;
             for read in reads {
                 // A reader that gave up needs no answer.
                 let _ = read.send(confirmed.clone());
