@@ -119,8 +119,8 @@ impl Node {
 
     /// The node over its recovered files; nothing runs yet.
     fn new(settings: &NodeSettings, recovered: Recovered, context: Arc<NodeContext>) -> Self {
-        let Recovered { journal, shared, stores, logs, .. } = recovered;
-        let files = stores.into_iter().zip(logs).map(|(store, log)| {
+        let Recovered { journal, shared, groups, .. } = recovered;
+        let files = groups.into_iter().map(|(store, log)| {
             let log = LogStore::new(store.group(), journal.clone(), log);
             (store, log)
         });

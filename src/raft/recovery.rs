@@ -29,8 +29,8 @@ pub struct RecoverySettings {
 pub(crate) struct Recovered {
     pub(crate) journal: Journal,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) stores: Vec<Arc<GroupStore>>,
-    pub(crate) logs: Vec<GroupLog>,
+    /// By number.
+    pub(crate) groups: Vec<(Arc<GroupStore>, GroupLog)>,
     /// Why the index was rebuilt, if it was.
     pub(crate) rebuilt: Option<String>,
 }
@@ -104,7 +104,7 @@ fn set_aside(index_dir: &Path) -> Result<(), RecoveryError> {
     Ok(())
 }
 
-pub(super) enum AttemptError {
+enum AttemptError {
     Rebuild(String),
     Fatal(RecoveryError),
 }
@@ -112,6 +112,16 @@ pub(super) enum AttemptError {
 impl From<StoreError> for AttemptError {
     fn from(error: StoreError) -> Self {
         if error.wants_rebuild() { Self::Rebuild(error.to_string()) } else { Self::Fatal(error.into()) }
+    }
+}
+
+impl From<ReplayError> for AttemptError {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Rebuild(why) => Self::Rebuild(why),
+            ReplayError::Store(error) => error.into(),
+            ReplayError::Record { .. } => Self::Rebuild(error.to_string()),
+        }
     }
 }
 
@@ -138,8 +148,8 @@ fn attempt(
         None => AttemptError::Fatal(error.into()),
     })?;
     shared.attach(journal.clone());
-    let (stores, logs) = replay.finish()?;
-    Ok(Recovered { journal, shared, stores, logs, rebuilt: None })
+    let groups = replay.finish()?;
+    Ok(Recovered { journal, shared, groups, rebuilt: None })
 }
 
 fn rebuild_reason(error: &OpenError) -> Option<String> {

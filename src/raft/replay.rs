@@ -14,7 +14,7 @@ use tracing::info;
 use super::codec::{self, Checkpoint, GroupCheckpoint, ImportBegin, RecordError};
 use super::group_log::GroupLog;
 use super::image::{self, IMAGE};
-use super::recovery::{AttemptError, RecoverySettings};
+use super::recovery::RecoverySettings;
 use super::snapshot::{self, Installed};
 use super::state_machine::{applied, apply_entry, log_id};
 use super::types::{LogId, ReplicaId};
@@ -41,14 +41,12 @@ pub(super) enum ReplayError {
 }
 
 /// A snapshot in the journal that is not committed yet.
-#[derive(Debug, Clone, Default)]
 struct Import {
     base: Option<u64>,
     frames: Vec<(Position, u32)>,
 }
 
 /// An image that is not committed yet.
-#[derive(Debug, Clone)]
 struct Image {
     floor: u32,
     frames: Vec<(Position, u32)>,
@@ -59,44 +57,153 @@ pub(super) struct Replay {
     payloads: Payloads,
     boot_id: String,
     rebuilding: bool,
-    stores: Vec<Arc<GroupStore>>,
-    logs: Vec<GroupLog>,
-    /// Snapshots whose install-begin was seen, by group.
-    imports: Vec<Option<Import>>,
-    /// What the checkpoint says is committed. It comes before the frames it covers, among which may be entries that
-    /// others overrode later, so it counts only at the end.
-    claims: Vec<Option<LogId>>,
-    /// The index lacks what the checkpoint says it holds. That is as it should be if the replica was removed later.
-    older: Vec<bool>,
     /// The journal's oldest segment.
     oldest: u32,
-    /// Images whose begin was seen, by group.
-    images: Vec<Option<Image>>,
-    /// Nothing tells yet what the groups were as of the oldest segment.
-    waiting: Vec<bool>,
-    /// Which groups' logs were begun anew by what was scanned.
-    begun: Vec<bool>,
+    /// By number.
+    groups: Vec<GroupReplay>,
     /// The boot id of the newest checkpoint seen.
     checkpoint_boot: Option<String>,
     bytes_since_flush: u64,
 }
 
-/// The group's import as of an install-begin frame.
-fn begin_import(import: &mut Option<Import>, begin: &ImportBegin) {
-    let kept = begin.kept as usize;
-    let mut frames = match import.take() {
-        // The beginning of what goes on here lies before the scan, so that the index has what came of it.
-        before if kept > 0 && before.as_ref().is_none_or(|before| before.frames.len() < kept) => return,
-        before => before.map_or(Vec::new(), |before| before.frames),
-    };
-    frames.truncate(kept);
-    *import = Some(Import { base: begin.base, frames });
+/// What the frames of one group come to.
+struct GroupReplay {
+    store: Arc<GroupStore>,
+    log: GroupLog,
+    /// A snapshot whose install-begin was seen.
+    import: Option<Import>,
+    /// An image whose begin was seen.
+    image: Option<Image>,
+    /// What the checkpoint says is committed. It comes before the frames it covers, among which may be entries that
+    /// others overrode later, so it counts only at the end.
+    claim: Option<LogId>,
+    /// The index lacks what the checkpoint says it holds. That is as it should be if the replica was removed later.
+    is_older: bool,
+    /// Nothing tells yet what the group was as of the oldest segment.
+    is_waiting: bool,
+    /// The log was begun anew by what was scanned.
+    is_begun: bool,
 }
 
 fn lacks(group: u16, index: u64) -> ReplayError {
     ReplayError::Rebuild(format!(
         "group {group}: the index ends before log index {index}, which the scanned journal lacks"
     ))
+}
+
+impl GroupReplay {
+    fn new(store: Arc<GroupStore>, is_waiting: bool) -> Self {
+        Self {
+            store,
+            log: GroupLog::default(),
+            import: None,
+            image: None,
+            claim: None,
+            is_older: false,
+            is_waiting,
+            is_begun: false,
+        }
+    }
+
+    /// The last log index that the index has.
+    fn applied(&self) -> Option<u64> {
+        self.store.applied().0.map(|at| at.index)
+    }
+
+    /// What is to become of a snapshot's frames as of an install-begin.
+    fn begin_import(&mut self, begin: &ImportBegin) {
+        let kept = begin.kept as usize;
+        let mut frames = match self.import.take() {
+            // The beginning of what goes on here lies before the scan, so that the index has what came of it.
+            before if kept > 0 && before.as_ref().is_none_or(|before| before.frames.len() < kept) => return,
+            before => before.map_or(Vec::new(), |before| before.frames),
+        };
+        frames.truncate(kept);
+        self.import = Some(Import { base: begin.base, frames });
+    }
+
+    fn entry(&mut self, frame: &Frame) -> Result<(), RecordError> {
+        // Of a group that waits none is applied before an image came, and most not then.
+        let applied = if self.is_waiting { Some(u64::MAX) } else { self.applied() };
+        self.log.replay_entry(frame.position, &frame.payload, applied)
+    }
+
+    /// The group's log begins anew. The index was emptied before the frame was written: what it holds came after.
+    fn adopt(&mut self, replica: ReplicaId, rebuilding: bool) -> Result<(), StoreError> {
+        if rebuilding || self.store.persisted().is_none() {
+            self.store.reset()?;
+        }
+        *self = Self { log: GroupLog::of(replica), is_begun: true, ..Self::new(self.store.clone(), false) };
+        Ok(())
+    }
+
+    /// Loads a committed snapshot unless the index has it.
+    fn install(&mut self, at: Applied, membership: Bytes, payloads: &Payloads) -> Result<(), ReplayError> {
+        let import = self.import.take();
+        let here = self.applied();
+        if here < Some(at.index) {
+            let Some(Import { base, frames }) = import else { return Ok(()) };
+            // Of an older index another replica is to come, or a rebuild; for a group that waits, an image that has it all.
+            if self.is_older || base.is_some() && self.is_waiting {
+                return Ok(());
+            }
+            if base > here {
+                return Err(lacks(self.store.group(), here.map_or(0, |here| here + 1)));
+            }
+            let installed = Installed { base, applied: at, membership, frames };
+            installed.load(&self.store, &|at, len| payloads.read(at, len))?;
+            self.is_waiting = false;
+        }
+        // openraft would have purged up to the snapshot next. What follows in the journal goes on from there.
+        self.log.purge(log_id(at));
+        Ok(())
+    }
+
+    fn install_image(
+        &mut self,
+        image: Image,
+        at: Applied,
+        membership: Bytes,
+        payloads: &Payloads,
+    ) -> Result<(), StoreError> {
+        let mut blocks = image.frames.into_iter().map(|(at, len)| {
+            let bytes = payloads.read(at, len)?;
+            Ok((FrameLocation { segment: at.segment, offset: at.offset }, bytes))
+        });
+        self.store.install_image(at, membership, &mut blocks)?;
+        self.is_waiting = false;
+        self.log.committed = self.log.committed.max(Some(log_id(at)));
+        Ok(())
+    }
+
+    /// Applies some of what is committed from a log index on; where the rest begins, if there is more.
+    fn apply_some(&mut self, from: u64, payloads: &Payloads) -> Result<Option<u64>, StoreError> {
+        let entries = self.log.committed_from(from, COMMIT_BYTES, |at, len| payloads.read(at, len))?;
+        let Some(last) = entries.last() else { return Ok(None) };
+        let next = last.log_id.index + 1;
+        for entry in entries {
+            apply_entry(&self.store, entry)?;
+        }
+        self.log.forget_payloads(from, next - 1);
+        Ok(self.log.first_committed_from(next).map(|_| next))
+    }
+
+    /// Holds index and log against each other once everything up to `committed` should be applied.
+    fn check(&self, committed: Option<LogId>) -> Result<(), ReplayError> {
+        let (group, applied) = (self.store.group(), self.applied());
+        if committed.map(|id| id.index) > applied {
+            return Err(lacks(group, applied.map_or(0, |index| index + 1)));
+        }
+        let last = self.log.last().map(|id| id.index);
+        if applied > last {
+            return Err(ReplayError::Rebuild(format!(
+                "group {group}: the index is ahead of the journal ({} after {})",
+                applied.unwrap_or(0),
+                last.unwrap_or(0)
+            )));
+        }
+        Ok(())
+    }
 }
 
 impl Replay {
@@ -108,146 +215,99 @@ impl Replay {
         stores: Vec<Arc<GroupStore>>,
         rebuilding: bool,
     ) -> Self {
+        let is_waiting = rebuilding && oldest > FIRST_SEGMENT;
         Self {
             payloads,
-            oldest,
-            images: vec![None; stores.len()],
-            waiting: vec![rebuilding && oldest > FIRST_SEGMENT; stores.len()],
             boot_id: settings.boot_id.clone(),
             rebuilding,
-            logs: vec![GroupLog::default(); stores.len()],
-            imports: vec![None; stores.len()],
-            claims: vec![None; stores.len()],
-            older: vec![false; stores.len()],
-            begun: vec![false; stores.len()],
-            stores,
+            oldest,
+            groups: stores.into_iter().map(|store| GroupReplay::new(store, is_waiting)).collect(),
             checkpoint_boot: None,
             bytes_since_flush: 0,
         }
     }
 
     pub(super) fn frame(&mut self, frame: Frame) -> Result<(), ReplayError> {
-        let group = frame.group;
-        if group & IMAGE != 0 {
-            return self.image_frame(group & !IMAGE, &frame);
-        }
+        let group = frame.group & !IMAGE;
         let bad = |source| ReplayError::Record { group, source };
-        if frame.kind == FrameKind::Checkpoint {
-            return self.checkpoint(Checkpoint::decode(&frame.payload).map_err(bad)?);
+        let at = usize::from(group);
+        if frame.group & IMAGE != 0 {
+            self.image_frame(at, &frame, bad)
+        } else if frame.kind == FrameKind::Checkpoint {
+            self.checkpoint(Checkpoint::decode(&frame.payload).map_err(bad)?)
+        } else if at < self.groups.len() {
+            self.group_frame(at, &frame, bad)?;
+            self.flush_if_due(frame.payload.len())
+        } else {
+            Ok(())
         }
-        let Some(log) = self.logs.get_mut(usize::from(group)) else { return Ok(()) };
+    }
+
+    fn group_frame(
+        &mut self,
+        at: usize,
+        frame: &Frame,
+        bad: impl Fn(RecordError) -> ReplayError + Copy,
+    ) -> Result<(), ReplayError> {
+        let group = &mut self.groups[at];
         match frame.kind {
-            FrameKind::Entry => {
-                let applied = match self.waiting[usize::from(group)] {
-                    // None of them is applied before an image came, and most not then.
-                    true => Some(u64::MAX),
-                    false => self.stores[usize::from(group)].applied().0.map(|at| at.index),
-                };
-                log.replay_entry(frame.position, &frame.payload, applied).map_err(bad)?;
-            }
-            FrameKind::Vote => log.raise_vote(codec::decode_vote(&frame.payload).map_err(bad)?),
+            FrameKind::Entry => group.entry(frame).map_err(bad)?,
+            FrameKind::Vote => group.log.raise_vote(codec::decode_vote(&frame.payload).map_err(bad)?),
             FrameKind::TruncateAfter => {
-                log.truncate_after(codec::decode_log_id(&frame.payload).map_err(bad)?)
+                group.log.truncate_after(codec::decode_log_id(&frame.payload).map_err(bad)?);
             }
             FrameKind::PurgeTo => {
                 if let Some(upto) = codec::decode_log_id(&frame.payload).map_err(bad)? {
-                    self.commit(group, Some(upto))?;
-                    self.logs[usize::from(group)].purge(upto);
+                    self.commit(at, Some(upto))?;
+                    self.groups[at].log.purge(upto);
                 }
             }
             FrameKind::Committed => {
-                let committed = codec::decode_log_id(&frame.payload).map_err(bad)?;
-                self.commit(group, committed)?;
+                self.commit(at, codec::decode_log_id(&frame.payload).map_err(bad)?)?;
             }
-            FrameKind::Replica => self.adopt(group, codec::decode_replica(&frame.payload).map_err(bad)?)?,
+            FrameKind::Replica => {
+                group.adopt(codec::decode_replica(&frame.payload).map_err(bad)?, self.rebuilding)?;
+            }
             FrameKind::ImportBegin => {
-                let begin = ImportBegin::decode(&frame.payload).map_err(bad)?;
-                begin_import(&mut self.imports[usize::from(group)], &begin);
+                group.begin_import(&ImportBegin::decode(&frame.payload).map_err(bad)?);
             }
             FrameKind::Import => {
-                if let Some(import) = &mut self.imports[usize::from(group)] {
+                if let Some(import) = &mut group.import {
                     import.frames.push((frame.position, frame.payload.len() as u32));
                 }
             }
             FrameKind::ImportCommit => {
-                let (at, membership) = snapshot::decode_commit(&frame.payload).map_err(bad)?;
-                self.install(group, at, membership)?;
+                let (applied, membership) = snapshot::decode_commit(&frame.payload).map_err(bad)?;
+                group.install(applied, membership, &self.payloads)?;
             }
             _ => {}
         }
-        self.flush_if_due(frame.payload.len())
-    }
-
-    /// The group's log begins anew. The index was emptied before the frame was written: what it holds came after.
-    fn adopt(&mut self, group: u16, replica: ReplicaId) -> Result<(), ReplayError> {
-        let store = &self.stores[usize::from(group)];
-        if self.rebuilding || store.persisted().is_none() {
-            store.reset()?;
-        }
-        let group = usize::from(group);
-        self.logs[group] = GroupLog::of(replica);
-        self.imports[group] = None;
-        self.claims[group] = None;
-        self.older[group] = false;
-        self.images[group] = None;
-        self.waiting[group] = false;
-        self.begun[group] = true;
-        Ok(())
-    }
-
-    /// Loads a committed snapshot unless the index has it.
-    fn install(&mut self, group: u16, at: Applied, membership: Bytes) -> Result<(), ReplayError> {
-        let store = &self.stores[usize::from(group)];
-        let here = store.applied().0.map(|here| here.index);
-        let import = self.imports[usize::from(group)].take();
-        // openraft would have purged up to the snapshot next. What follows in the journal goes on from there.
-        let log = &mut self.logs[usize::from(group)];
-        if here >= Some(at.index) {
-            log.purge(log_id(at));
-            return Ok(());
-        }
-        let Some(Import { base, frames }) = import else { return Ok(()) };
-        if self.older[usize::from(group)] {
-            // Another replica is to come, or a rebuild.
-            return Ok(());
-        }
-        if base.is_some() && self.waiting[usize::from(group)] {
-            // An image is to come that has it all.
-            return Ok(());
-        }
-        if base > here {
-            return Err(lacks(group, here.map_or(0, |here| here + 1)));
-        }
-        let installed = Installed { base, applied: at, membership, frames };
-        installed.load(store, &|at, len| self.payloads.read(at, len))?;
-        self.waiting[usize::from(group)] = false;
-        log.purge(log_id(at));
         Ok(())
     }
 
     /// A frame of an image. Only a rebuild that lacks the beginning has a use for it, and only if it needs nothing of what
     /// is missing.
-    fn image_frame(&mut self, group: u16, frame: &Frame) -> Result<(), ReplayError> {
-        let at = usize::from(group);
-        if !self.waiting.get(at).is_some_and(|waiting| *waiting) {
-            return Ok(());
-        }
-        let bad = |source| ReplayError::Record { group, source };
+    fn image_frame(
+        &mut self,
+        at: usize,
+        frame: &Frame,
+        bad: impl Fn(RecordError) -> ReplayError + Copy,
+    ) -> Result<(), ReplayError> {
+        let Some(group) = self.groups.get_mut(at).filter(|group| group.is_waiting) else { return Ok(()) };
         match frame.kind {
             FrameKind::ImportBegin => {
                 let floor = image::decode_begin(&frame.payload).map_err(bad)?;
-                self.images[at] = Some(Image { floor, frames: Vec::new() });
+                group.image = Some(Image { floor, frames: Vec::new() });
             }
             FrameKind::Import => {
-                if let Some(image) = &mut self.images[at] {
+                if let Some(image) = &mut group.image {
                     image.frames.push((frame.position, frame.payload.len() as u32));
                 }
             }
             FrameKind::ImportCommit => {
                 let (applied, membership) = snapshot::decode_commit(&frame.payload).map_err(bad)?;
-                let image = self.images[at].take().filter(|image| image.floor >= self.oldest);
-                if let Some(image) = image {
-                    self.load_image(at, image, applied, membership)?;
+                if let Some(image) = group.image.take().filter(|image| image.floor >= self.oldest) {
+                    group.install_image(image, applied, membership, &self.payloads)?;
                 }
             }
             _ => {}
@@ -255,149 +315,99 @@ impl Replay {
         Ok(())
     }
 
-    fn load_image(
-        &mut self,
-        group: usize,
-        image: Image,
-        applied: Applied,
-        membership: Bytes,
-    ) -> Result<(), ReplayError> {
-        let mut blocks = image.frames.into_iter().map(|(at, len)| {
-            let bytes = self.payloads.read(at, len)?;
-            Ok((FrameLocation { segment: at.segment, offset: at.offset }, bytes))
-        });
-        self.stores[group].install_image(applied, membership, &mut blocks)?;
-        self.waiting[group] = false;
-        let log = &mut self.logs[group];
-        log.committed = log.committed.max(Some(log_id(applied)));
-        Ok(())
-    }
-
     /// Everything up to `committed` is final: applies what the index lacks.
-    fn commit(&mut self, group: u16, committed: Option<LogId>) -> Result<(), ReplayError> {
-        let log = &mut self.logs[usize::from(group)];
-        log.committed = log.committed.max(committed);
-        if self.older[usize::from(group)] {
+    fn commit(&mut self, at: usize, committed: Option<LogId>) -> Result<(), ReplayError> {
+        let group = &mut self.groups[at];
+        group.log.committed = group.log.committed.max(committed);
+        if group.is_older {
             return Ok(());
         }
-        let store = &self.stores[usize::from(group)];
-        let (at, _) = store.applied();
-        let next = at.map_or(0, |at| at.index + 1);
-        match log.first_committed_from(next) {
+        let mut next = group.applied().map_or(0, |index| index + 1);
+        match group.log.first_committed_from(next) {
             None => return Ok(()),
             Some(first) if first == next => {}
-            Some(_) if self.waiting[usize::from(group)] => return Ok(()),
-            Some(_) => return Err(lacks(group, next)),
+            Some(_) if group.is_waiting => return Ok(()),
+            Some(_) => return Err(lacks(group.store.group(), next)),
         }
-        self.waiting[usize::from(group)] = false;
-        let (store, mut next) = (store.clone(), next);
-        loop {
-            let log = &mut self.logs[usize::from(group)];
-            let entries = log.committed_from(next, COMMIT_BYTES, |at, len| self.payloads.read(at, len));
-            let entries = entries.map_err(StoreError::from)?;
-            let Some(last) = entries.last() else { return Ok(()) };
-            let first = std::mem::replace(&mut next, last.log_id.index + 1);
-            for entry in entries {
-                apply_entry(&store, entry)?;
-            }
-            log.forget_payloads(first, next - 1);
-            if log.first_committed_from(next).is_some() {
-                // More follows only a portion of that size.
-                self.flush_if_due(COMMIT_BYTES)?;
-            }
+        group.is_waiting = false;
+        while let Some(rest) = self.groups[at].apply_some(next, &self.payloads)? {
+            // More follows only a portion of that size.
+            self.flush_if_due(COMMIT_BYTES)?;
+            next = rest;
         }
+        Ok(())
     }
 
     fn checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), ReplayError> {
         self.checkpoint_boot = Some(checkpoint.boot_id);
-        for said in checkpoint.groups {
-            if usize::from(said.group) < self.logs.len() {
-                self.group_checkpoint(&said)?;
-            }
-        }
-        Ok(())
+        checkpoint.groups.iter().try_for_each(|said| self.group_checkpoint(said))
     }
 
     fn group_checkpoint(&mut self, said: &GroupCheckpoint) -> Result<(), ReplayError> {
-        let group = usize::from(said.group);
-        if self.begun[group] && self.logs[group].replica != said.replica {
+        let at = usize::from(said.group);
+        let Some(group) = self.groups.get_mut(at) else { return Ok(()) };
+        if group.is_begun && group.log.replica != said.replica {
             // It was written just when the log began anew, and speaks of the replica before.
             return Ok(());
         }
-        self.logs[group].replica = said.replica;
+        group.log.replica = said.replica;
         if let Some(vote) = said.vote {
-            self.logs[group].raise_vote(vote);
+            group.log.raise_vote(vote);
         }
         if self.rebuilding {
-            self.commit(said.group, said.committed)?;
-        } else if self.stores[group].persisted() < said.applied.as_ref().map(applied) {
-            self.older[group] = true;
+            self.commit(at, said.committed)?;
+        } else if group.store.persisted() < said.applied.as_ref().map(applied) {
+            group.is_older = true;
         }
-        self.claims[group] = said.committed;
+        let group = &mut self.groups[at];
+        group.claim = said.committed;
         if let Some(purged) = said.purged {
-            self.logs[group].purge(purged);
+            group.log.purge(purged);
         }
         Ok(())
     }
 
     fn flush_if_due(&mut self, bytes: usize) -> Result<(), ReplayError> {
         self.bytes_since_flush += bytes as u64;
-        if self.bytes_since_flush < REBUILD_FLUSH_BYTES {
-            return Ok(());
-        }
-        self.bytes_since_flush = 0;
-        info!(event = "replay_progress", rebuilding = self.rebuilding);
-        for store in &self.stores {
-            store.checkpoint()?;
+        if self.bytes_since_flush >= REBUILD_FLUSH_BYTES {
+            self.bytes_since_flush = 0;
+            info!(event = "replay_progress", rebuilding = self.rebuilding);
+            self.flush()?;
         }
         Ok(())
     }
 
+    fn flush(&self) -> Result<(), StoreError> {
+        self.groups.iter().try_for_each(|group| group.store.checkpoint().map(drop))
+    }
+
     /// Applies what is left and holds index and journal against each other.
-    pub(super) fn finish(mut self) -> Result<(Vec<Arc<GroupStore>>, Vec<GroupLog>), AttemptError> {
-        if let Some(group) = self.older.iter().position(|older| *older) {
+    pub(super) fn finish(mut self) -> Result<Vec<(Arc<GroupStore>, GroupLog)>, ReplayError> {
+        if let Some(group) = self.groups.iter().position(|group| group.is_older) {
             let why = format!("group {group}: the index is older than its checkpoint");
-            return Err(AttemptError::Rebuild(why));
+            return Err(ReplayError::Rebuild(why));
         }
-        for group in 0..self.stores.len() as u16 {
-            if !self.logs[usize::from(group)].is_whole() {
-                return Err(AttemptError::Rebuild(format!("group {group}: its log has a hole")));
+        for at in 0..self.groups.len() {
+            let group = &self.groups[at];
+            if !group.log.is_whole() {
+                return Err(ReplayError::Rebuild(format!("group {at}: its log has a hole")));
             }
-            let committed = self.logs[usize::from(group)].committed.max(self.claims[usize::from(group)]);
-            self.commit(group, committed).map_err(|error| match error {
-                ReplayError::Rebuild(why) => AttemptError::Rebuild(why),
-                ReplayError::Store(error) => error.into(),
-                ReplayError::Record { .. } => AttemptError::Rebuild(error.to_string()),
-            })?;
-            let (at, _) = self.stores[usize::from(group)].applied();
-            if committed.map(|id| id.index) > at.map(|at| at.index) {
-                return Err(AttemptError::Rebuild(lacks(group, at.map_or(0, |at| at.index + 1)).to_string()));
-            }
-            let last = self.logs[usize::from(group)].last().map(|id| applied(&id));
-            if at.map(|at| at.index) > last.map(|at| at.index) {
-                return Err(AttemptError::Rebuild(format!(
-                    "group {group}: the index is ahead of the journal ({} after {})",
-                    at.map_or(0, |at| at.index),
-                    last.map_or(0, |at| at.index)
-                )));
-            }
+            let committed = group.log.committed.max(group.claim);
+            self.commit(at, committed)?;
+            self.groups[at].check(committed)?;
         }
         if self.rebuilding {
             // Raft takes what the index holds for its snapshot, which must not end before what was purged.
-            for store in &self.stores {
-                store.checkpoint()?;
+            self.flush()?;
+            if let Some(any) = self.groups.first() {
+                any.store.sync()?;
             }
-            if let Some(any) = self.stores.first() {
-                any.sync()?;
-            }
-        }
-        let rebooted = self.checkpoint_boot.as_ref().is_some_and(|boot| *boot != self.boot_id);
-        if rebooted && !self.rebuilding {
+        } else if self.checkpoint_boot.as_ref().is_some_and(|boot| *boot != self.boot_id) {
             info!(event = "index_verify_started", reason = "the machine was restarted");
-            for store in &self.stores {
-                store.ensure_verified()?;
+            for group in &self.groups {
+                group.store.ensure_verified()?;
             }
         }
-        Ok((self.stores, self.logs))
+        Ok(self.groups.into_iter().map(|group| (group.store, group.log)).collect())
     }
 }

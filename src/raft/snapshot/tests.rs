@@ -37,7 +37,7 @@ async fn a_snapshot_rebuilds_a_group_on_an_empty_node() {
     let disk: Arc<dyn Disk> = open_disk(to.path());
     let recovery = recovery_settings(to.path(), GROUPS);
     let recovered = recovery::recover(&recovery, &journal_options(), &disk, &Metrics::new()).unwrap();
-    let seen: Vec<String> = (0..9).map(|n| dump(&recovered.stores[n % usize::from(GROUPS)], n)).collect();
+    let seen: Vec<String> = (0..9).map(|n| dump(&recovered.groups[n % usize::from(GROUPS)].0, n)).collect();
     assert_eq!(seen, expected);
     recovered.journal.shutdown();
     source.shutdown().await;

@@ -188,7 +188,7 @@ impl TestNode {
         let disk: Arc<dyn Disk> = open_disk(dir);
         let settings = recovery_settings(dir, 1);
         let mut recovered = recovery::recover(&settings, &journal_options(), &disk, &Metrics::new()).unwrap();
-        let (store, log) = (recovered.stores.remove(0), recovered.logs.remove(0));
+        let (store, log) = recovered.groups.remove(0);
         let (journal, shared) = (recovered.journal, recovered.shared);
         let log = LogStore::new(GROUP, journal.clone(), log);
         if log.with(|log| log.replica) == 0 {
