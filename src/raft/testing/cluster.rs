@@ -14,7 +14,6 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{
@@ -42,8 +41,6 @@ pub(crate) enum Fate {
     Served,
     /// Served, but the answer does not arrive.
     Lost,
-    /// Served, but the answer is not read before [`Net::read_answers`].
-    Unread,
     Refused,
 }
 
@@ -74,7 +71,6 @@ pub(crate) struct Net {
     services: Mutex<HashMap<u128, Arc<RaftService>>>,
     cut: Mutex<HashSet<u128>>,
     judge: Mutex<Option<Judge>>,
-    answers_are_read: watch::Sender<bool>,
     /// Calls that were answered, with their answers.
     seen: Mutex<Vec<(Call, Bytes)>>,
 }
@@ -87,10 +83,6 @@ impl Net {
     /// Nobody reaches a node, nor does it reach anybody.
     pub(crate) fn cut(&self, node: u128) {
         self.cut.lock().insert(node);
-    }
-
-    pub(crate) fn read_answers(&self) {
-        self.answers_are_read.send_replace(true);
     }
 
     /// What `of` makes of the calls of a method that were answered, and of their answers.
@@ -120,10 +112,8 @@ impl Net {
         }
         let served = serve(service, call.method, call.body.clone());
         let served = timeout(limit, served).await.unwrap_or_else(|_| Err(CallError::Lost("late".into())));
-        match fate {
-            Fate::Lost => return Err(CallError::Lost("as the test wants".into())),
-            Fate::Unread => drop(self.answers_are_read.subscribe().wait_for(|are_read| *are_read).await),
-            _ => {}
+        if fate == Fate::Lost {
+            return Err(CallError::Lost("as the test wants".into()));
         }
         let answer = served?;
         self.seen.lock().push((call, answer.clone()));
@@ -254,6 +244,13 @@ impl TestNode {
         self.group.metrics().borrow_watched().last_log_index.unwrap()
     }
 
+    /// Waits until it leads and takes writes.
+    async fn leads(&self) {
+        let wait = self.group.raft.wait(Some(PATIENCE));
+        // Before its first entry is acknowledged it has no lease.
+        wait.metrics(|m| m.state.is_leader() && m.last_quorum_acked.is_some(), "lead").await.unwrap();
+    }
+
     /// Waits until the log has come to an index.
     pub(crate) async fn has(&self, index: u64) {
         let wait = self.group.raft.wait(Some(PATIENCE));
@@ -307,9 +304,7 @@ impl Cluster {
             cluster.launch(i).await;
         }
         cluster.leader().group.found(&(1..=3).map(|id| (id, id.into())).collect()).await.unwrap();
-        let wait = cluster.leader().group.raft.wait(Some(PATIENCE));
-        // Before its first entry is acknowledged it has no lease and takes no writes.
-        wait.metrics(|m| m.state.is_leader() && m.last_quorum_acked.is_some(), "lead").await.unwrap();
+        cluster.leader().leads().await;
         cluster.leader().reaches(cluster.leader().last_index()).await;
         cluster
     }
@@ -350,8 +345,7 @@ impl Cluster {
             let raft = &self.node(i).group.raft;
             raft.handle_transfer_leader(TransferLeaderRequest::new(vote, 2, last)).await.unwrap().unwrap();
         }
-        let wait = self.node(1).group.raft.wait(Some(PATIENCE));
-        wait.metrics(|m| m.state.is_leader(), "lead").await.unwrap();
+        self.node(1).leads().await;
     }
 
     /// Waits until all nodes have applied everything and compares what they hold.
