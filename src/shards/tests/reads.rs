@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::fake::{CallFault, Cluster, FRESH, LOCAL, id};
-use crate::conversation::{Action, MAX_METADATA_BYTES, Status, WindowQuery};
+use crate::conversation::{Action, MAX_METADATA_BYTES, Put, Status, WindowQuery};
 use crate::shards::links::Method;
 use crate::shards::placement::{Placement, group_of};
 use crate::shards::read::MIN_VERSION_WAIT;
@@ -263,12 +263,7 @@ async fn descriptions_travel_whole() {
 async fn answers_to_other_nodes_have_their_places_until_they_are_sent() {
     let (cluster, id) = (Cluster::of_three(), id("chat"));
     let metadata = format!(r#"{{"x":"{}"}}"#, "y".repeat(MAX_METADATA_BYTES - 8));
-    let put = Action::Put {
-        token_budget: None,
-        trigger_ratio: None,
-        policy: None,
-        metadata: Some(metadata.into()),
-    };
+    let put = Action::Put(Put { metadata: Some(metadata.into()), ..Put::default() });
     cluster.node(1).propose(&id, put).await.unwrap();
     let question = Question::Describe;
     let id = id.as_str().to_owned();
