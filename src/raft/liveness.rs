@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::group::LEASE_MS;
+
 /// How often a node says that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A leader that has been silent for longer is suspected, and a node that has not answered for longer out of reach.
@@ -18,6 +20,9 @@ pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
 const STAGGER: Duration = Duration::from_millis(400);
 /// Until the same replica tries again.
 const RETRY: Duration = Duration::from_millis(350);
+/// For so long from the suspicion on it tries at every look: the leader's lease ends within that time, and before its end
+/// openraft neither stands nor asks anybody.
+const EAGER: Duration = Duration::from_millis(LEASE_MS + 200);
 /// A group that has just seen a vote is given this long to get a leader, and twice as long each time that it got none, up to
 /// the longest: votes are synced, and on a slow disk the next attempt must not overtake the last.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -156,8 +161,9 @@ impl ElectionTimer {
             return false;
         }
         let since = *self.suspected.get_or_insert(now);
-        let due = self.attempt.map_or(since + STAGGER * rank, |attempt| attempt + RETRY + STAGGER * rank);
-        let is_due = now >= due;
+        let retry = if now < since + EAGER { Duration::ZERO } else { RETRY };
+        let first = since + STAGGER * rank;
+        let is_due = now >= self.attempt.map_or(first, |attempt| attempt + retry + STAGGER * rank);
         if is_due {
             self.attempt = Some(now);
         }
@@ -251,6 +257,18 @@ mod tests {
             (5_001..9_000).find(|ms| rig.due_at(*ms)).unwrap()
         };
         assert_eq!((first(0), first(1), first(2)), (5_001, 5_401, 5_801));
+    }
+
+    #[test]
+    fn every_look_is_an_attempt_until_the_lease_must_be_over() {
+        let mut rig = Rig::new(0);
+        assert!(!rig.due_at(0));
+        rig.claim_at(5_000);
+        rig.liveness.set_linked(LEADER, false);
+        let due: Vec<u64> = (5_000..7_000).step_by(100).filter(|ms| rig.due_at(*ms)).collect();
+        let (eager, later) = due.split_at(8);
+        assert!(eager.iter().copied().eq((5_000..5_800).step_by(100)), "{due:?}");
+        assert_eq!(later, [6_100, 6_500, 6_900]);
     }
 
     #[test]

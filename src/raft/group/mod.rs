@@ -35,7 +35,7 @@ use crate::store::{Failure, GroupStore};
 use crate::trace::{self, Kind, Span};
 
 /// The lease within which a voter that heard from a leader grants no other a vote.
-const LEASE_MS: u64 = 600;
+pub(super) const LEASE_MS: u64 = 600;
 /// How long a vote may take, which includes a sync at each voter. openraft wants it shorter than the lease.
 const VOTE_MS: u64 = LEASE_MS - 10;
 /// A leader that has just heard from a quorum may be late again on a machine that is starved.
