@@ -108,18 +108,18 @@ impl Writer {
 
     fn complete(&mut self, taken: Taken, write: Duration, sync: Duration) {
         let Taken { batch, completions } = taken;
-        let report = BatchReport { bytes: batch.bytes.len(), frames: batch.frames, sync };
         self.shared.set_synced(&batch);
         self.gather.synced(write + sync);
         self.chain = batch.crc;
         self.end = batch.end;
         self.unproven = batch.urgent;
         self.segments.set_used(batch.end);
+        // Before anybody is answered, so that what was answered is counted.
+        (self.shared.options.on_batch)(&BatchReport { bytes: batch.bytes.len(), frames: batch.frames, sync });
         for done in completions {
             done(Ok(()));
         }
         self.shared.wake();
-        (self.shared.options.on_batch)(&report);
         // A reader may still hold the batch; then its buffer goes with the reader.
         if let Ok(batch) = Arc::try_unwrap(batch)
             && batch.bytes.capacity() <= BUFFER_KEEP_BYTES_MAX
