@@ -20,7 +20,7 @@
 //! conversation
 //! logging
 //! config, metrics, trace
-//! files, testing, tls
+//! files, hold, testing, tls
 //! ```
 
 pub mod advise;
@@ -31,6 +31,7 @@ pub mod cluster;
 pub mod config;
 pub mod conversation;
 pub mod files;
+mod hold;
 pub mod journal;
 mod logging;
 pub mod metrics;

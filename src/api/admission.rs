@@ -12,6 +12,7 @@ use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
+use crate::hold::hold;
 
 /// Bytes of whole answers that a node holds at once, those apart of which there can be ...
 const ANSWERS_BYTES_MAX: u32 = 512 << 20;
@@ -99,8 +100,7 @@ impl<H: Send + Sync + 'static> http_body::Body for Holding<H> {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.project();
         // hyper drops a body once it has its last bytes, long before it has sent them.
-        let hold = |bytes| Bytes::from_owner(Unsent { bytes, _held: this.held.clone() });
-        this.body.poll_frame(cx).map_ok(|frame| frame.map_data(hold))
+        this.body.poll_frame(cx).map_ok(|frame| frame.map_data(|bytes| hold(bytes, this.held.clone())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -109,17 +109,6 @@ impl<H: Send + Sync + 'static> http_body::Body for Holding<H> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-struct Unsent<H> {
-    bytes: Bytes,
-    _held: Arc<H>,
-}
-
-impl<H> AsRef<[u8]> for Unsent<H> {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 

@@ -39,7 +39,7 @@ use crate::trace::{self, Span};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Requests of operators at once: they have places of their own, so that a node can be looked at, and be drained, however
-/// many requests of clients it has.
+/// many requests of clients it has. What is answered without a key has as many apart from these.
 const OPERATORS_MAX: usize = 32;
 /// Longest request id taken from a client.
 const REQUEST_ID_BYTES_MAX: usize = 64;
@@ -55,6 +55,7 @@ struct Inner {
     rate: Option<RateLimit>,
     in_flight: Arc<Semaphore>,
     operators: Arc<Semaphore>,
+    without_key: Arc<Semaphore>,
     answers: Answers,
     connections: Arc<ConnectionCaps>,
     kept_for_nodes: Arc<ConnectionCaps>,
@@ -156,6 +157,7 @@ impl App {
             rate: limits.rate.map(|(per_second, burst)| RateLimit::new(per_second, burst)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             operators: Arc::new(Semaphore::new(OPERATORS_MAX)),
+            without_key: Arc::new(Semaphore::new(OPERATORS_MAX)),
             answers: Answers::new(),
             connections: ConnectionCaps::new(
                 limits.connections,
@@ -326,7 +328,8 @@ impl Inner {
         if is_health(uri.path()) {
             return Ok(admission);
         }
-        if !self.is_public(uri.path()) {
+        let is_public = self.is_public(uri.path());
+        if !is_public {
             self.keys.authorize(request.headers())?;
         }
         let is_operators = is_operators(uri.path());
@@ -343,7 +346,11 @@ impl Inner {
         if is_waiting(request.method(), uri) {
             return Ok(admission);
         }
-        let places = if is_operators { &self.operators } else { &self.in_flight };
+        let places = match is_operators {
+            true if is_public => &self.without_key,
+            true => &self.operators,
+            false => &self.in_flight,
+        };
         match places.clone().try_acquire_owned() {
             Ok(permit) => {
                 admission.permit = Some(permit);

@@ -1,6 +1,6 @@
 //! One batch: reads what the archive lacks, writes it in one transaction, and has it marked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use futures_util::future::join_all;
@@ -10,7 +10,7 @@ use tracing::{error, warn};
 use super::pace;
 use super::plan::Outcome;
 use super::postgres::{FailureKind, Postgres, WriteError, Written};
-use super::rows::Rows;
+use super::rows::{Rows, Unreadable};
 use crate::conversation::{ConversationId, MAX_MARKS, Mark, Marks};
 use crate::metrics::Metrics;
 use crate::shards::placement::group_of;
@@ -53,11 +53,19 @@ impl From<WriteError> for Failure {
 struct Share {
     id: ConversationId,
     page: HistoryPage,
+    /// What the archive held of it, which the page follows.
+    held: Option<u64>,
     /// The last version in it.
     upto: u64,
 }
 
 impl Share {
+    fn add_to(&self, rows: &mut Rows) -> Result<(), Unreadable> {
+        rows.add(&self.id, &self.page)?;
+        rows.add_standing(&self.id, &self.page.description, self.held, self.upto);
+        Ok(())
+    }
+
     fn oldest_ms(&self) -> Option<u64> {
         self.page.versions.iter().find_map(|version| match &version.kind {
             StoredKind::Event { message, .. } => Some(message.inserted_at_ms),
@@ -79,8 +87,13 @@ pub(super) async fn paced(context: Context, ids: Vec<ConversationId>) -> Report 
 /// Does one batch of these conversations.
 async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
     let mut report = Report { outcomes: Vec::with_capacity(ids.len()), failure: None };
-    let mut shares = read(&context, ids, &mut report).await;
-    let written = match write_all(&context, &mut shares, &mut report).await {
+    let held = context.postgres.archived(context.cluster, &ids.iter().collect::<Vec<_>>()).await;
+    let mut shares = read(&context, ids, held.as_ref().ok(), &mut report).await;
+    let written = match held {
+        Ok(_) => write_all(&context, &mut shares, &mut report).await,
+        Err(error) => Err(error),
+    };
+    let written = match written {
         Ok(written) => written,
         Err(error) => {
             report.failure = Some(error.into());
@@ -95,15 +108,16 @@ async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
     report
 }
 
-/// Reads what the archive lacks, as far as a batch goes.
-async fn read(context: &Context, ids: Vec<ConversationId>, report: &mut Report) -> Vec<Share> {
-    let held = match context.postgres.archived(context.cluster, &ids.iter().collect::<Vec<_>>()).await {
-        Ok(held) => held,
-        Err(error) => {
-            report.failure = Some(error.into());
-            report.outcomes.extend(ids.into_iter().map(|id| (id, Outcome::Failed { oldest_ms: None })));
-            return Vec::new();
-        }
+/// Reads what the archive lacks, as far as a batch goes: by what it says it holds, or else by the marks alone.
+async fn read(
+    context: &Context,
+    ids: Vec<ConversationId>,
+    held: Option<&HashMap<String, u64>>,
+    report: &mut Report,
+) -> Vec<Share> {
+    let held_of = |id: &ConversationId| match held {
+        Some(held) => held.get(id.as_str()).copied(),
+        None => Some(u64::MAX),
     };
     let mut left = HistoryLimits { versions: context.batch_rows, bytes: BATCH_BYTES };
     let mut shares = Vec::with_capacity(ids.len());
@@ -112,7 +126,8 @@ async fn read(context: &Context, ids: Vec<ConversationId>, report: &mut Report) 
             report.outcomes.push((id, Outcome::Untouched));
             continue;
         }
-        let page = match context.shards.unarchived(&id, held.get(id.as_str()).copied(), left).await {
+        let held = held_of(&id);
+        let page = match context.shards.unarchived(&id, held, left).await {
             Ok(Some(page)) => page,
             Ok(None) => {
                 report.outcomes.push((id, Outcome::Gone));
@@ -130,7 +145,7 @@ async fn read(context: &Context, ids: Vec<ConversationId>, report: &mut Report) 
         };
         left.versions = left.versions.saturating_sub(page.versions.len());
         left.bytes = left.bytes.saturating_sub(bytes(&page));
-        shares.push(Share { upto: last.version, id, page });
+        shares.push(Share { held: held.min(page.archived_version), upto: last.version, id, page });
     }
     // One order for everybody who writes: transactions that meet on the same rows then wait for each other in it.
     shares.sort_unstable_by(|a, b| a.id.cmp(&b.id));
@@ -157,7 +172,7 @@ async fn write_all(
         let mut rows = Rows::default();
         let mut unreadable = BTreeSet::new();
         for share in shares.iter() {
-            if let Err(error) = rows.add(&share.id, &share.page, share.upto) {
+            if let Err(error) = share.add_to(&mut rows) {
                 error!(event = "archive_unreadable", conversation_id = %error.id, version = error.version, %error);
                 context.metrics.archive_failures.of(FailureKind::Data as usize).inc();
                 unreadable.insert(share.id.as_str().to_owned());
@@ -204,7 +219,7 @@ async fn write_each(
     let mut failed = None;
     for share in std::mem::take(shares) {
         let mut rows = Rows::default();
-        if failed.is_some() || rows.add(&share.id, &share.page, share.upto).is_err() {
+        if failed.is_some() || share.add_to(&mut rows).is_err() {
             report.outcomes.push((share.id, Outcome::Failed { oldest_ms: None }));
             continue;
         }

@@ -84,7 +84,8 @@ fn held_of(after_seq: u64, wanted: &[(u64, Location)], found: &HashMap<u64, Byte
     after_seq + (after_seq + 1..).zip(wanted).take_while(is_held).count() as u64
 }
 
-/// Sends a batch again of what the archive is marked to hold, from what follows event `after_seq` on.
+/// Sends a batch again of what the archive is marked to hold, from what follows event `after_seq` on. What the archive says it
+/// holds stays as it is: it may lack more than that, before it.
 pub(super) async fn send_again(
     context: &Context,
     id: &ConversationId,
@@ -94,11 +95,11 @@ pub(super) async fn send_again(
     let Some(page) = context.shards.archived_after(id, after_seq, limits).await? else {
         return Ok(Written::default());
     };
-    let Some(upto) = page.versions.last().map(|version| version.version) else {
-        return Ok(Written::default());
-    };
     let mut rows = Rows::default();
-    rows.add(id, &page, upto)?;
+    rows.add(id, &page)?;
+    if rows.len() == 0 {
+        return Ok(Written::default());
+    }
     let mut done = batch::timed(context, &rows).await;
     if done.as_ref().is_err_and(|error| error.kind() == FailureKind::Data) {
         rows.leave_bytes_only();

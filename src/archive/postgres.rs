@@ -70,6 +70,9 @@ pub(super) enum WriteError {
     /// These conversations have rows of another digest in the archive; nothing was written.
     #[error("the archive holds other rows for {} conversations", .0.len())]
     Conflict(BTreeSet<String>),
+    /// Nothing was written: it would have stepped over what is missing.
+    #[error("the archive has lost what it held a moment ago of {0} conversations")]
+    Lost(usize),
 }
 
 impl WriteError {
@@ -77,6 +80,7 @@ impl WriteError {
         let error = match self {
             Self::Timeout => return FailureKind::Timeout,
             Self::Conflict(_) => return FailureKind::Conflict,
+            Self::Lost(_) => return FailureKind::Other,
             Self::Schema(SchemaError::Database(error)) | Self::Database(error) => error,
             Self::Schema(_) => return FailureKind::Schema,
         };
@@ -170,10 +174,11 @@ impl Postgres {
         judge(connection, done.map(|done| done.map_err(WriteError::from)))
     }
 
-    /// When the server that answers was started, which tells it from others.
-    pub(super) async fn started(&self) -> Result<String, WriteError> {
+    /// What tells the archive that answers from others: when the server was started, and the numbers that the database and
+    /// the table have there.
+    pub(super) async fn instance(&self) -> Result<String, WriteError> {
         let mut connection = self.connection().await?;
-        let done = timeout(WRITE_MAX, started(&mut connection)).await;
+        let done = timeout(WRITE_MAX, instance(&mut connection)).await;
         judge(connection, done.map(|done| done.map_err(WriteError::from)))
     }
 
@@ -250,6 +255,14 @@ async fn write(connection: &mut PgConnection, cluster: Uuid, rows: &Rows) -> Res
         transaction.rollback().await?;
         return Err(WriteError::Conflict(conflicts));
     }
+    // It may be another server by now than the one that was asked.
+    let held = held(&mut transaction, cluster, &rows.conversations.id).await?;
+    let before = rows.conversations.id.iter().zip(&rows.conversations.held);
+    let lost = before.filter(|(id, before)| held.get(*id).copied() < **before).count();
+    if lost > 0 {
+        transaction.rollback().await?;
+        return Err(WriteError::Lost(lost));
+    }
     upsert_conversations(&mut transaction, cluster, &rows.conversations).await?;
     transaction.commit().await?;
     Ok(Written { attempted: rows.len() as u64, inserted: events + changes })
@@ -324,6 +337,9 @@ async fn upsert_conversations(
     cluster: Uuid,
     rows: &ConversationRows,
 ) -> Result<(), sqlx::Error> {
+    if rows.id.is_empty() {
+        return Ok(());
+    }
     let query = sqlx::query(UPSERT_CONVERSATIONS).persistent(false).bind(cluster);
     let query = query.bind(&rows.id).bind(&rows.status).bind(&rows.version).bind(&rows.archived_version);
     let query = query.bind(&rows.last_seq).bind(&rows.token_budget).bind(&rows.trigger_ratio);
@@ -340,20 +356,34 @@ async fn archived(
     cluster: Uuid,
     ids: &[&ConversationId],
 ) -> Result<HashMap<String, u64>, sqlx::Error> {
-    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
     let mut transaction = connection.begin().await?;
-    let query = sqlx::query(ARCHIVED).persistent(false).bind(cluster).bind(ids);
-    let rows = query.fetch_all(&mut *transaction).await?;
+    let held = held(&mut transaction, cluster, &ids).await?;
     transaction.rollback().await?;
+    Ok(held)
+}
+
+async fn held(
+    connection: &mut PgConnection,
+    cluster: Uuid,
+    ids: &[String],
+) -> Result<HashMap<String, u64>, sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = sqlx::query(ARCHIVED).persistent(false).bind(cluster).bind(ids);
+    let rows = query.fetch_all(connection).await?;
     let archived = |row: &PgRow| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)?.unsigned_abs()));
     rows.iter().map(archived).collect()
 }
 
-const STARTED: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
+const INSTANCE: &str = "SELECT concat_ws('/', extract(epoch FROM pg_postmaster_start_time()), d.oid,
+        'fastpaca.conversations'::regclass::oid)
+    FROM pg_database AS d WHERE d.datname = current_database()";
 
-async fn started(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
+async fn instance(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let row = sqlx::query(STARTED).persistent(false).fetch_one(&mut *transaction).await?;
+    let row = sqlx::query(INSTANCE).persistent(false).fetch_one(&mut *transaction).await?;
     transaction.rollback().await?;
     row.try_get(0)
 }

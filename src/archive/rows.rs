@@ -69,6 +69,8 @@ pub(super) struct ConversationRows {
     pub(super) metadata_text: Vec<String>,
     pub(super) created_at_ms: Vec<i64>,
     pub(super) updated_at_ms: Vec<i64>,
+    /// What the archive said it holds when the rows were made, of which they are the continuation. No column.
+    pub(super) held: Vec<Option<u64>>,
 }
 
 /// Everything that one transaction writes.
@@ -97,13 +99,8 @@ impl Rows {
         self.events.escaped.fill(true);
     }
 
-    /// Adds the versions that were read of a conversation, up to `archived_version`.
-    pub(super) fn add(
-        &mut self,
-        id: &ConversationId,
-        page: &HistoryPage,
-        archived_version: u64,
-    ) -> Result<(), Unreadable> {
+    /// Adds versions that were read of a conversation.
+    pub(super) fn add(&mut self, id: &ConversationId, page: &HistoryPage) -> Result<(), Unreadable> {
         for version in &page.versions {
             let unreadable = |reason| Unreadable { id: id.clone(), version: version.version, reason };
             let digest = version.digest().to_be_bytes().to_vec();
@@ -114,8 +111,19 @@ impl Rows {
                 _ => self.changes.add(id, version, digest).map_err(unreadable)?,
             }
         }
-        self.conversations.add(id, &page.description, archived_version);
         Ok(())
+    }
+
+    /// Adds that the archive holds a conversation up to a version with these rows, given that it still holds what it `held`.
+    pub(super) fn add_standing(
+        &mut self,
+        id: &ConversationId,
+        description: &Description,
+        held: Option<u64>,
+        archived_version: u64,
+    ) {
+        self.conversations.add(id, description, archived_version);
+        self.conversations.held.push(held);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use super::reconciler::Reconciler;
 use super::trimmer::Trimmer;
 use crate::config::Secret;
 use crate::metrics::Metrics;
-use crate::shards::{Shards, now_ms};
+use crate::shards::{Lagging, Shards, now_ms};
 
 /// Batches written at the same time, at most; the pool may allow fewer.
 const BATCHES_MAX: usize = 4;
@@ -79,13 +80,13 @@ impl Archive {
             metrics: metrics.clone(),
             failed: Mutex::default(),
         }));
+        let (found, lost) = mpsc::channel(1);
         let reconciler = Reconciler {
             shards: shards.clone(),
             postgres: postgres.clone(),
-            metrics: metrics.clone(),
-            batch_rows: settings.batch_rows,
             flush_interval: settings.flush_interval,
             cluster: cluster.clone(),
+            lost: found,
             asked: HashMap::new(),
         };
         tasks.push(tokio::spawn(reconciler.run(stop.clone())));
@@ -108,6 +109,7 @@ impl Archive {
             metrics,
             postgres: postgres.clone(),
             cluster,
+            lost,
             tasks: JoinSet::new(),
             backoff: Backoff::default(),
             not_before: None,
@@ -150,6 +152,8 @@ struct Flusher {
     postgres: Postgres,
     cluster: Arc<dyn ClusterView>,
     planner: Planner,
+    /// What the reconciler finds.
+    lost: mpsc::Receiver<Vec<Lagging>>,
     tasks: JoinSet<Done>,
     backoff: Backoff,
     /// Nothing is tried before, since something failed.
@@ -167,7 +171,7 @@ impl Flusher {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry_at = self.not_before;
-            let may_look = self.more && self.planner.room() > 0;
+            let has_room = self.planner.room() > 0;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -181,7 +185,8 @@ impl Flusher {
                     self.planner.release(now_ms());
                     self.look().await;
                 }
-                () = tokio::task::yield_now(), if may_look => self.look().await,
+                Some(lost) = self.lost.recv(), if has_room => self.lags(lost),
+                () = tokio::task::yield_now(), if has_room && self.more => self.look().await,
             }
             self.dispatch();
             self.measure();
@@ -201,12 +206,16 @@ impl Flusher {
             match self.shards.look_for_unarchived(group, room).await {
                 Ok(look) => {
                     self.more |= look.more;
-                    let now = now_ms();
-                    look.lagging.into_iter().for_each(|lag| self.planner.lags(lag.id, lag.behind, now));
+                    self.lags(look.lagging);
                 }
                 Err(error) => warn!(event = "archive_look_failed", group, %error),
             }
         }
+    }
+
+    fn lags(&mut self, lagging: Vec<Lagging>) {
+        let now = now_ms();
+        lagging.into_iter().for_each(|lag| self.planner.lags(lag.id, lag.behind, now));
     }
 
     /// Starts what may be started.

@@ -45,8 +45,8 @@ impl Inner {
                 }))
             }
             calls::REPORT => {
-                let version = self.document.borrow().as_ref().map_or(0, |document| document.version);
-                calls::encode(&self.report(version))
+                let known = self.document.borrow().clone();
+                calls::encode(&self.report(known.as_deref()))
             }
             _ => Err(Refused(format!("there is no method {method}"))),
         }

@@ -108,6 +108,9 @@ pub(super) struct Report {
     /// Itself, and the nodes its links reach.
     #[serde(default)]
     pub(super) reached: BTreeSet<NodeId>,
+    /// The nodes that it has not reached for so long that nobody should wait for them.
+    #[serde(default)]
+    pub(super) lost: BTreeSet<NodeId>,
 }
 
 /// Calls a method and decodes its answer.

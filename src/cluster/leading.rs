@@ -220,13 +220,14 @@ impl Inner {
         let mut seen = Observed { nodes, ..Observed::default() };
         let mut newest: BTreeMap<u16, u64> = BTreeMap::new();
         let current = reports.into_values().filter(|report| report.version == document.version);
-        for Report { led, terms, reached, .. } in current {
+        for Report { led, terms, reached, lost, .. } in current {
             for (group, membership) in led {
                 let term = terms.get(&group).copied().unwrap_or_default();
                 if newest.get(&group).is_none_or(|held| *held <= term) {
                     newest.insert(group, term);
                     seen.groups.insert(group, membership);
                     seen.reached.insert(group, reached.clone());
+                    seen.lost.insert(group, lost.clone());
                 }
             }
         }
@@ -244,12 +245,12 @@ impl Inner {
             Some((node, timeout(limit, asked).await.ok()?.ok()?))
         }));
         let mut reports: BTreeMap<_, _> = reports.await.into_iter().flatten().collect();
-        reports.insert(self.me, self.report(document.version));
+        reports.insert(self.me, self.report(Some(document)));
         reports
     }
 
-    /// What this node knows of the groups it leads, going by a version of the state.
-    pub(super) fn report(&self, version: u64) -> Report {
+    /// What this node knows of the groups it leads, going by a state once it has one.
+    pub(super) fn report(&self, document: Option<&Document>) -> Report {
         let hosted = self.parts.node.hosted();
         let led =
             hosted.iter().filter_map(|group| Some((group.number(), Keeper::membership(group)?))).collect();
@@ -259,7 +260,11 @@ impl Inner {
         let conversations = hosted.iter().filter(|group| group.number() < GROUPS);
         let reached = self.parts.peers.reached().into_iter().map(|remote| NodeId(remote.node_id));
         let reached = reached.chain([self.me]).collect();
-        Report { version, led, terms, hosted: conversations.count() as u32, unapplied, reached }
+        let known = document.into_iter().flat_map(|document| members(&document.state)).map(|(node, _)| node);
+        let lost = known.filter(|node| self.liveness(*node) == Liveness::Dead).collect();
+        let version = document.map_or(0, |document| document.version);
+        let hosted = conversations.count() as u32;
+        Report { version, led, terms, hosted, unapplied, reached, lost }
     }
 }
 

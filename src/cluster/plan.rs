@@ -8,7 +8,8 @@
 //!
 //! What always holds:
 //! - At most [`MOVES_MAX`] groups are in motion, that is, differ from their placement. One in motion finishes before
-//!   it is planned again, unless it cannot finish: its new voter died, or one of its nodes was removed.
+//!   it is planned again, unless it cannot finish: its new voter died or was lost to its leader, or one of its nodes was
+//!   removed.
 //! - No change leaves a group with fewer caught-up voters than it had, unless the operator left fewer nodes than that.
 //! - Only an operator, or a joiner that replaces a node, takes replicas off a dead one for being dead.
 //! - In the end every group has [`REPLICATION`] voters on active nodes, as far as there are nodes; active nodes
@@ -36,6 +37,8 @@ pub struct Observed {
     pub groups: BTreeMap<u16, Membership>,
     /// The nodes that a group's leader reaches. Missing: it does not say so.
     pub reached: BTreeMap<u16, BTreeSet<NodeId>>,
+    /// The nodes that a group's leader has not reached for so long that nobody should wait for it.
+    pub lost: BTreeMap<u16, BTreeSet<NodeId>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,15 +192,17 @@ impl<'a> Planner<'a> {
         let stuck = |replica: &Replica| match replica.role {
             Role::Leaving => false,
             _ if self.state.is(replica.node, NodeState::Removed) => true,
-            Role::Voter => self.is_lost(replica, actual),
+            Role::Voter => self.is_lost(group, replica, actual),
             Role::Learner => false,
         };
         !self.moving.contains(&group) || self.state.groups[usize::from(group)].replicas.iter().any(stuck)
     }
 
-    /// A replica that was not a voter before its node died.
-    fn is_lost(&self, replica: &Replica, actual: &Membership) -> bool {
-        !actual.voters.contains_key(&replica.id) && self.seen.liveness(replica.node) == Liveness::Dead
+    /// A replica that was not a voter before its node died, or before the group's leader lost it.
+    fn is_lost(&self, group: u16, replica: &Replica, actual: &Membership) -> bool {
+        let is_gone = self.seen.liveness(replica.node) == Liveness::Dead
+            || self.seen.lost.get(&group).is_some_and(|lost| lost.contains(&replica.node));
+        is_gone && !actual.voters.contains_key(&replica.id)
     }
 
     /// Whether a node may get new replicas.
@@ -213,7 +218,7 @@ impl<'a> Planner<'a> {
         } else {
             self.active.len().min(REPLICATION)
         };
-        let (stay, fall_back) = self.candidates(old, actual);
+        let (stay, fall_back) = self.candidates(group, actual);
         let mut voters: BTreeSet<ReplicaId> = stay.into_iter().take(count).collect();
         let mut new = old.clone();
         for node in self.fresh_nodes(group).into_iter().take(count - voters.len()) {
@@ -244,8 +249,9 @@ impl<'a> Planner<'a> {
     }
 
     /// Replicas that can be voters: those that should be, best first, and those that may be for want of others.
-    fn candidates(&self, old: &GroupPlacement, actual: &Membership) -> (Vec<ReplicaId>, Vec<ReplicaId>) {
-        let usable = old.replicas.iter().filter(|replica| !self.is_lost(replica, actual));
+    fn candidates(&self, group: u16, actual: &Membership) -> (Vec<ReplicaId>, Vec<ReplicaId>) {
+        let replicas = &self.state.groups[usize::from(group)].replicas;
+        let usable = replicas.iter().filter(|replica| !self.is_lost(group, replica, actual));
         let (mut stay, mut fall_back): (Vec<&Replica>, Vec<&Replica>) =
             usable.partition(|replica| self.active.contains(&replica.node));
         let load = |replica: &Replica| self.load[&replica.node];

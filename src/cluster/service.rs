@@ -320,6 +320,12 @@ impl Inner {
             self.parts.shards.refuse_writes(false);
         }
         self.parts.peers.set_marks(marks::of(&document.state));
+        // Whoever is new was not missed yet.
+        let mut last_up = self.last_up.lock();
+        for (node, _) in control::members(&document.state) {
+            last_up.entry(node).or_insert_with(Instant::now);
+        }
+        drop(last_up);
         let hosts = (0..).zip(&document.state.groups).map(|(group, placement)| {
             (group, placement.replicas.iter().map(|replica| replica.node.0).collect())
         });

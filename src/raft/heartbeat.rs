@@ -55,10 +55,14 @@ impl Heartbeats {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Shows that the runtime it is run on, that of Raft, does something.
-    pub(crate) async fn show_pulse(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(HEARTBEAT)).await.is_some() {
-            *self.ran.lock() = Instant::now();
+    /// Shows that the runtime it is run on, that of Raft, does something from now on.
+    pub(crate) fn show_pulse(self: Arc<Self>, stop: CancellationToken) -> impl Future<Output = ()> {
+        // Replicas may have taken long to start, while nobody was to see it.
+        *self.ran.lock() = Instant::now();
+        async move {
+            while stop.run_until_cancelled(tokio::time::sleep(HEARTBEAT)).await.is_some() {
+                *self.ran.lock() = Instant::now();
+            }
         }
     }
 

@@ -43,6 +43,14 @@ impl Shards {
         led
     }
 
+    /// The groups of which it is followed here what the archive lacks, each with the number of this following: another one
+    /// after the lead was lost, even if it came back.
+    pub fn followed_for_archive(&self) -> Vec<(u16, u64)> {
+        let Ok(attached) = self.attached() else { return Vec::new() };
+        let hosted = attached.local.hosted().into_iter();
+        hosted.filter_map(|replica| Some((replica.group(), replica.store().tracking_unarchived()?))).collect()
+    }
+
     /// The groups of conversations that are led here.
     pub fn led_groups(&self) -> Vec<u16> {
         let Ok(attached) = self.attached() else { return Vec::new() };
@@ -94,15 +102,14 @@ impl Shards {
         group: u16,
         after: Option<ConversationId>,
     ) -> Result<(Vec<(ConversationId, u64)>, Option<ConversationId>), ReadError> {
-        let Some(replica) = self.led(group)? else { return Ok((Vec::new(), None)) };
+        let Some(replica) = self.led_on(group)? else { return Ok((Vec::new(), None)) };
         let look = move || replica.store().look_for_archived(after.as_ref(), SCAN_STEP);
         let looked = tokio::task::spawn_blocking(look).await;
         Ok(looked.map_err(|error| ReadError::Internal(format!("look task: {error}")))??)
     }
 
     /// The versions of a conversation that the archive lacks, oldest first; also those that it is marked to hold and has
-    /// lost, by what it says it holds. `None` if its group is not led here, or it
-    /// does not exist.
+    /// lost, by what it says it holds. `None` if its group is not led here, or it does not exist.
     pub async fn unarchived(
         &self,
         id: &ConversationId,
@@ -110,15 +117,9 @@ impl Shards {
         limits: HistoryLimits,
     ) -> Result<Option<HistoryPage>, ReadError> {
         let first = First::Unarchived { held };
-        match self.led(group_of(id))? {
+        match self.led_on(group_of(id))? {
             Some(replica) => history::read(replica.store(), &self.0.cold, id, first, limits).await,
-            None => {
-                // Whoever leads next looks at all records, which has to include this node if it leads again at once.
-                if let Some(replica) = self.attached()?.local.replica(group_of(id)) {
-                    replica.store().track_unarchived(false);
-                }
-                Ok(None)
-            }
+            None => Ok(None),
         }
     }
 
@@ -163,6 +164,17 @@ impl Shards {
         let planned = planned.map_err(|error| ReadError::Internal(format!("look task: {error}")))??;
         let events = planned.transpose()?.unwrap_or_default();
         Ok(events.into_iter().map(|event| (event.seq, event.location)).collect())
+    }
+
+    /// As [`Shards::led`]. Whoever leads next looks at all records, which has to include this node if it leads again at once.
+    fn led_on(&self, group: u16) -> Result<Option<Arc<dyn Replica>>, ReadError> {
+        let led = self.led(group)?;
+        if led.is_none()
+            && let Some(replica) = self.attached()?.local.replica(group)
+        {
+            replica.store().track_unarchived(false);
+        }
+        Ok(led)
     }
 
     fn led(&self, group: u16) -> Result<Option<Arc<dyn Replica>>, ReadError> {

@@ -4,13 +4,14 @@
 //! journal. Bytes of another length or checksum are never served.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::ReadError;
-use super::room::Room;
+use super::room::AnswerRoom;
 use crate::conversation::{ConversationId, Location};
 
 /// Reads of the archive at a time; more wait.
@@ -33,17 +34,17 @@ pub(super) struct Cold {
     room: Semaphore,
     window_bytes_max: OnceLock<u64>,
     /// For what is read here for answers that are being made.
-    pub(super) answers: Room,
-}
-
-impl Default for Cold {
-    fn default() -> Self {
-        let (store, window_bytes_max) = Default::default();
-        Self { store, room: Semaphore::new(READS_MAX), window_bytes_max, answers: Room::new() }
-    }
+    pub(super) answers: AnswerRoom,
 }
 
 impl Cold {
+    /// `request_timeout` bounds the wait for room.
+    pub(super) fn new(request_timeout: Duration) -> Self {
+        let (store, window_bytes_max) = Default::default();
+        let answers = AnswerRoom::new(request_timeout);
+        Self { store, room: Semaphore::new(READS_MAX), window_bytes_max, answers }
+    }
+
     pub(super) fn set(&self, store: Arc<dyn ColdStore>) {
         let _ = self.store.set(store);
     }

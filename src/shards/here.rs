@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::cold::Cold;
-use super::room::{Room, Taken};
+use super::room::{AnswerRoom, Taken};
 use super::{
     Change, ChangePage, EventPage, EventsQuery, Order, ReadError, StoredEvent, Usage, Window, WindowMessage,
 };
@@ -172,7 +172,7 @@ async fn stored_events(
     store: &Store,
     reading: Reading,
     cold: &Cold,
-    room: Option<&Room>,
+    room: Option<&AnswerRoom>,
     id: &ConversationId,
     metas: Vec<EventRef>,
 ) -> Result<Vec<StoredEvent>, ReadError> {
@@ -192,7 +192,7 @@ async fn bodies(
     store: &Store,
     reading: Reading,
     cold: &Cold,
-    room: Option<&Room>,
+    room: Option<&AnswerRoom>,
     id: &ConversationId,
     wanted: impl Iterator<Item = (u64, Location)> + Clone,
 ) -> Result<Vec<Bytes>, ReadError> {
@@ -211,14 +211,14 @@ async fn bodies(
 async fn placed_bodies(
     store: &Store,
     reading: Reading,
-    room: Option<&Room>,
+    room: Option<&AnswerRoom>,
     locations: impl Iterator<Item = Location> + Clone,
 ) -> Result<Vec<Bytes>, ReadError> {
     if let Some(bodies) = store.cached_bodies(locations.clone()) {
         return Ok(bodies);
     }
     let taken = match room {
-        Some(room) => room.take(locations.clone().map(|at| u64::from(at.len)).sum()).await,
+        Some(room) => room.take(locations.clone().map(|at| u64::from(at.len)).sum()).await?,
         None => Taken::default(),
     };
     read_bodies(store, reading, taken, locations.collect()).await

@@ -105,7 +105,7 @@ impl Shards {
         Self(Arc::new(Inner {
             attached: OnceLock::new(),
             proposed_bytes: Semaphore::new(PROPOSED_BYTES_MAX),
-            cold: Cold::default(),
+            cold: Cold::new(request_timeout),
             bounds: Bounds::default(),
             request_timeout,
             refuses_writes: AtomicBool::new(false),

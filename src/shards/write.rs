@@ -30,6 +30,10 @@ impl Attached {
         command: Bytes,
         deadline: &Deadline,
     ) -> Result<Reply, WriteError> {
+        // Here, too: it would be sent to the leader again and again.
+        if let Some(why) = self.is_too_large(&command) {
+            return Err(WriteError::NotApplied(why));
+        }
         let mut search = Search::new(self, group);
         loop {
             let (outcome, asked) = match search.leader() {
@@ -62,13 +66,8 @@ impl Attached {
         if !self.local.has_space() {
             return Outcome::Full;
         }
-        // In the log it would be sent to them for ever, and everything behind it would wait.
-        let bytes_max = self.links.body_bytes_max();
-        if command.len() + ENTRY_BYTES > bytes_max {
-            return Outcome::NotApplied(format!(
-                "{} bytes, and another node takes {bytes_max}: is FASTPACA_BATCH_BODY_MAX_BYTES the same on all nodes?",
-                command.len()
-            ));
+        if let Some(why) = self.is_too_large(&command) {
+            return Outcome::NotApplied(why);
         }
         match timeout_at(deadline.answer_by, replica.write(command)).await {
             Ok(Ok(reply)) => Outcome::Reply(reply),
@@ -76,6 +75,17 @@ impl Attached {
             Ok(Err(WriteFailure::Unknown(why))) => Outcome::Unknown(why),
             Err(_) => Outcome::Unknown("the command was not answered in time".into()),
         }
+    }
+
+    /// Why a command must not get into the log: to a node in reach that does not take it, it would be sent for ever, and
+    /// everything behind it would wait.
+    fn is_too_large(&self, command: &Bytes) -> Option<String> {
+        let (bytes, bytes_max) = (command.len(), self.links.body_bytes_max());
+        (bytes + ENTRY_BYTES > bytes_max).then(|| {
+            format!(
+                "{bytes} bytes, and another node takes {bytes_max}: is FASTPACA_BATCH_BODY_MAX_BYTES the same on all nodes?"
+            )
+        })
     }
 
     async fn write_at(&self, node: u128, group: u16, command: &Bytes, deadline: &Deadline) -> Outcome {

@@ -81,6 +81,8 @@ pub(super) struct Inner {
     pub(super) retired: bool,
     /// What the archive lacks, while that is tracked.
     pub(super) tracking: Option<Box<Tracking>>,
+    /// How often tracking began.
+    pub(super) trackings: u64,
     pub(super) loads_since_sweep: usize,
 }
 

@@ -85,11 +85,19 @@ impl Tracking {
 impl GroupStore {
     /// Begins or ends to track what the archive lacks. Beginning again changes nothing.
     pub(crate) fn track_unarchived(&self, track: bool) {
-        let tracking = &mut self.inner.lock().tracking;
-        match track {
-            true => drop(tracking.get_or_insert_with(|| Box::new(Tracking::new()))),
-            false => *tracking = None,
+        let mut inner = self.inner.lock();
+        if !track {
+            inner.tracking = None;
+        } else if inner.tracking.is_none() {
+            inner.trackings += 1;
+            inner.tracking = Some(Box::new(Tracking::new()));
         }
+    }
+
+    /// The number of the tracking that goes on: another one each time that it begins.
+    pub(crate) fn tracking_unarchived(&self) -> Option<u64> {
+        let inner = self.inner.lock();
+        inner.tracking.is_some().then_some(inner.trackings)
     }
 
     /// How many versions the archive lacks of the conversations looked at so far.
@@ -128,7 +136,8 @@ impl GroupStore {
             Reached::Upto(last) => Some(last.clone()),
             Reached::End => return Ok(None),
         };
-        let (found, upto) = self.look(&inner, after.as_ref(), limit, unarchived)?;
+        let lacks = |version, archived| Some(unarchived(version, archived)).filter(|lacks| *lacks > 0);
+        let (found, upto) = self.look(&inner, after.as_ref(), limit, lacks)?;
         let behind = found.values().sum();
         if let Some(tracking) = &mut inner.tracking {
             tracking.scanned(upto, behind);
@@ -145,20 +154,19 @@ impl GroupStore {
     ) -> Result<(Vec<Marked>, Option<ConversationId>), StoreError> {
         self.ensure_verified()?;
         let inner = self.inner.lock();
-        let versions = |_, archived: Option<u64>| archived.map_or(0, |archived| archived + 1);
-        let (found, upto) = self.look(&inner, after, limit, versions)?;
+        let (found, upto) = self.look(&inner, after, limit, |_, archived| archived)?;
         let last = if let Reached::Upto(last) = upto { Some(last) } else { None };
-        Ok((found.into_iter().map(|(id, versions)| (id, versions - 1)).collect(), last))
+        Ok((found.into_iter().collect(), last))
     }
 
-    /// What the records after `after` count for, if anything, by version and mark, and how far it was looked. The index has records that changed in memory since,
-    /// and lacks new ones.
+    /// What `of` says of the records after `after`, by version and mark, and how far it was looked. The index has records
+    /// that changed in memory since, and lacks new ones.
     fn look(
         &self,
         inner: &Inner,
         after: Option<&ConversationId>,
         limit: usize,
-        counts: fn(u64, Option<u64>) -> u64,
+        of: fn(u64, Option<u64>) -> Option<u64>,
     ) -> Result<(BTreeMap<ConversationId, u64>, Reached), StoreError> {
         let mut found = BTreeMap::new();
         let mut upto = Reached::End;
@@ -171,9 +179,8 @@ impl GroupStore {
             looked += 1;
             if !inner.live.contains_key(&head.id) {
                 let standing = peek(&head)?;
-                let count = counts(standing.version, standing.archived_version);
-                if count > 0 {
-                    found.insert(head.id.clone(), count);
+                if let Some(what) = of(standing.version, standing.archived_version) {
+                    found.insert(head.id.clone(), what);
                 }
             }
             upto = Reached::Upto(head.id);
@@ -183,9 +190,8 @@ impl GroupStore {
         }
         let here = |id: &ConversationId| upto.includes(id) && after.is_none_or(|after| id > after);
         for (id, live) in inner.live.iter().filter(|(id, _)| here(id)) {
-            let count = counts(live.conversation.version(), live.conversation.archived_version());
-            if count > 0 {
-                found.insert(id.clone(), count);
+            if let Some(what) = of(live.conversation.version(), live.conversation.archived_version()) {
+                found.insert(id.clone(), what);
             }
         }
         Ok((found, upto))

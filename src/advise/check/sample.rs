@@ -101,7 +101,8 @@ impl NodeLook {
             Signal::Connections => self.ratio("fastpaca_connections", "fastpaca_connection_limit"),
             Signal::ArchiveBacklog => self.after.get("fastpaca_raft_pending_flush_messages"),
             Signal::ArchiveStopped => self.after.get("fastpaca_archive_stopped_conversations"),
-            Signal::TrimsRefused => self.grown("fastpaca_trims_refused_total"),
+            // Trims are minutes apart: between two looks there would be none.
+            Signal::TrimsRefused => self.after.get("fastpaca_trims_refused_total"),
             Signal::Errors => self.errors(),
             Signal::Overload => self.overload(),
             Signal::GroupsWithoutLeader

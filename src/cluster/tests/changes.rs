@@ -50,6 +50,37 @@ fn nothing_moves_to_where_the_leader_of_a_group_does_not_reach() {
     assert!(moved.iter().all(|group| group % 2 == 1), "{moved:?}");
 }
 
+/// The voters are those that were, and its place among those that move is another's.
+#[test]
+fn a_move_to_where_the_leader_of_a_group_reaches_no_more_is_called_off() {
+    let mut state = found(3);
+    state.admit(NodeId(4), record("d"), false, &all_well(&state)).unwrap();
+    let before = state.clone();
+    let moving = plan(&state, &all_well(&state)).unwrap();
+    let moves = |state: &ClusterState| -> Vec<u16> {
+        (0..META_GROUP).filter(|group| state.groups[usize::from(*group)].on(NodeId(4)).is_some()).collect()
+    };
+    let cut = moves(&moving);
+    let mut seen = all_well(&before);
+    let former: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
+    for group in &cut {
+        seen.reached.insert(*group, former.clone());
+    }
+    let waiting = plan(&moving, &seen).unwrap_or_else(|| moving.clone());
+    assert_eq!(moves(&waiting), cut, "a link that has just gone may come back");
+
+    for group in &cut {
+        seen.lost.insert(*group, [NodeId(4)].into());
+    }
+    let next = plan(&waiting, &seen).unwrap();
+    for group in &cut {
+        let (was, is) = (&before.groups[usize::from(*group)], &next.groups[usize::from(*group)]);
+        assert_eq!(was.voters(), is.voters());
+    }
+    let others = moves(&plan(&next, &seen).unwrap());
+    assert!(!others.is_empty() && others.iter().all(|group| !cut.contains(group)), "{others:?}");
+}
+
 #[test]
 fn growth_moves_a_fair_share_and_no_more() {
     let mut state = found(3);

@@ -42,6 +42,8 @@ struct World {
     hosted: BTreeMap<(u16, NodeId), ReplicaId>,
     forgotten: BTreeSet<(u16, ReplicaId)>,
     liveness: BTreeMap<NodeId, Liveness>,
+    /// A node that the leader of a group does not reach, though others do.
+    cut: BTreeMap<u16, NodeId>,
     nodes: u128,
     trace: String,
 }
@@ -63,6 +65,7 @@ impl World {
             hosted: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             liveness: nodes.keys().map(|node| (*node, Liveness::Up)).collect(),
+            cut: BTreeMap::new(),
             state: ClusterState { cluster: ClusterId(1), nodes, groups: placement },
             nodes: count,
             trace: format!("{count} nodes\n"),
@@ -80,6 +83,9 @@ impl World {
         }
         let silent = |liveness: &mut Liveness| *liveness = Liveness::Up;
         self.liveness.values_mut().for_each(silent);
+        if self.rng.one_in(2) {
+            self.cut.clear();
+        }
         let mut idle = 0;
         for round in 0.. {
             assert!(round < CALM_MAX, "it never comes to rest\n{}", self.trace);
@@ -115,7 +121,7 @@ impl World {
         for (number, actual) in (0u16..).zip(&mut self.actual) {
             // Those on dead nodes fall behind, others catch up sooner or later.
             for (id, node) in actual.voters.iter().chain(&actual.learners) {
-                if self.liveness[node] != Liveness::Up {
+                if self.liveness[node] != Liveness::Up || self.cut.get(&number) == Some(node) {
                     actual.caught_up.remove(id);
                 } else if !stormy || self.rng.one_in(4) {
                     actual.caught_up.insert(*id);
@@ -128,7 +134,13 @@ impl World {
                 groups.insert(number, actual.clone());
             }
         }
-        Observed { nodes: self.liveness.clone(), groups, ..Observed::default() }
+        let reached = |cut| self.liveness.keys().copied().filter(|node| *node != cut).collect();
+        Observed {
+            nodes: self.liveness.clone(),
+            groups,
+            reached: self.cut.iter().map(|(group, cut)| (*group, reached(*cut))).collect(),
+            lost: self.cut.iter().map(|(group, cut)| (*group, [*cut].into())).collect(),
+        }
     }
 
     fn converge(&mut self, group: usize) -> bool {
@@ -218,10 +230,16 @@ impl World {
         let leads =
             |node| conversations.iter().filter(|group| group.preferred().unwrap().node == node).count();
         let spread = |counts: Vec<usize>| counts.iter().max().unwrap() - counts.iter().min().unwrap();
-        assert!(spread(active.iter().map(|node| voters(*node)).collect()) <= 1, "{}", self.trace);
-        assert!(spread(active.iter().map(|node| leads(*node)).collect()) <= 1, "{}", self.trace);
+        if self.cut.is_empty() {
+            assert!(spread(active.iter().map(|node| voters(*node)).collect()) <= 1, "{}", self.trace);
+            assert!(spread(active.iter().map(|node| leads(*node)).collect()) <= 1, "{}", self.trace);
+        }
         for (number, (placement, actual)) in self.state.groups.iter().zip(&self.actual).enumerate() {
-            assert_eq!(next_change(placement, actual), Change::Settled);
+            assert_eq!(next_change(placement, actual), Change::Settled, "group {number}\n{}", self.trace);
+            // Its leader may reach too few.
+            if self.cut.contains_key(&(number as u16)) {
+                continue;
+            }
             assert!(placement.replicas.iter().all(|replica| replica.role != Role::Leaving));
             assert!(
                 placement.voters().values().all(|node| active.contains(node)),
@@ -256,7 +274,7 @@ impl World {
         let name = self.state.nodes[&node].name.clone();
         let down = members.iter().copied().find(|node| self.liveness[node] != Liveness::Up);
         let seen = self.observe(true);
-        let what = self.rng.below(9);
+        let what = self.rng.below(10);
         let done = match (what, down) {
             (0 | 1, _) if members.len() < NODES_MAX => {
                 self.join(&format!("n{}", self.nodes + 1), false, &seen)
@@ -275,11 +293,26 @@ impl World {
                 let name = self.state.nodes[&down].name.clone();
                 self.state.remove(&name, &seen).is_ok()
             }
+            (9, _) => self.cut_off(node),
             _ => false,
         };
         if done {
             writeln!(self.trace, "{what} happens to {name} or {down:?}").unwrap();
         }
+    }
+
+    /// The leader of a group reaches a node no more that is not one of its voters, or all nodes again.
+    fn cut_off(&mut self, node: NodeId) -> bool {
+        let group = self.rng.below(self.actual.len() as u64 - 1) as u16;
+        if self.cut.remove(&group).is_some() {
+            return true;
+        }
+        let actual = &mut self.actual[usize::from(group)];
+        if actual.voters.values().any(|voter| *voter == node) {
+            return false;
+        }
+        actual.caught_up.retain(|id| actual.learners.get(id) != Some(&node));
+        self.cut.insert(group, node).is_none()
     }
 
     fn join(&mut self, name: &str, replace: bool, seen: &Observed) -> bool {

@@ -1,8 +1,10 @@
 //! One quorum round confirms all reads of a group that arrived before it began.
 
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -63,9 +65,15 @@ impl ReadBarrier {
                 }
                 mem::take(&mut waiting.reads)
             };
-            // Where it is gone, nobody reads any more.
-            let Some(of) = of.upgrade() else { return };
-            let confirmed = round(of).await;
+            let unavailable = |why: &str| Err(ReadFailure::Unavailable(why.into()));
+            let confirmed = match of.upgrade() {
+                // A panic is not to keep those waiting who come later.
+                Some(of) => AssertUnwindSafe(round(of))
+                    .catch_unwind()
+                    .await
+                    .unwrap_or_else(|_| unavailable("the node failed while it confirmed the read")),
+                None => unavailable("the node is stopping"),
+            };
             for read in reads {
                 // A reader that gave up needs no answer.
                 let _ = read.send(confirmed.clone());

@@ -93,7 +93,8 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::testing::{Cluster, put};
+    use crate::raft::rpc::method;
+    use crate::raft::testing::{Cluster, Fate, put};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_majority_confirms_who_leads_and_nobody_else() {
@@ -115,6 +116,33 @@ mod tests {
         assert!(leader.is_leader(), "as far as it knows");
         cluster.heal(0);
         assert!(matches!(leader.read_index().await, Err(ReadFailure::NotLeader)));
+        cluster.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn answers_that_were_read_late_confirm_no_read() {
+        let cluster = Cluster::start().await;
+        cluster.leader().write(0, put()).await;
+        cluster.agree(1).await;
+        // What the leader sends arrives and the answers do not yet; nor does what the others say to it.
+        cluster.net.judge(|_, call| match (call.from, call.to, call.method) {
+            (1, _, method::APPEND) => Fate::Late,
+            (_, 1, _) => Fate::Refused,
+            _ => Fate::Served,
+        });
+        let last = cluster.leader().last_index() + 1;
+        cluster.leader().begin_write(1, put()).await;
+        for i in [1, 2] {
+            cluster.node(i).has(last).await;
+        }
+        cluster.depose().await;
+        cluster.node(1).write(2, put()).await;
+
+        cluster.net.deliver();
+        cluster.leader().reaches(last).await;
+        let deposed = &cluster.leader().group;
+        assert!(deposed.is_leader(), "as far as it knows");
+        assert!(matches!(deposed.read_index().await, Err(ReadFailure::NotLeader)));
         cluster.stop().await;
     }
 }

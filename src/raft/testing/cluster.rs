@@ -15,6 +15,7 @@ use openraft::raft::TransferLeaderRequest;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     PATIENCE, append, compact, dump, id, journal_options, mark, narrow, numbered, open_disk, put,
@@ -41,6 +42,8 @@ pub(crate) enum Fate {
     Served,
     /// Served, but the answer does not arrive.
     Lost,
+    /// Served, but the answer does not arrive before [`Net::deliver`] is called.
+    Late,
     Refused,
 }
 
@@ -71,6 +74,7 @@ pub(crate) struct Net {
     services: Mutex<HashMap<u128, Arc<RaftService>>>,
     cut: Mutex<HashSet<u128>>,
     judge: Mutex<Option<Judge>>,
+    delivered: CancellationToken,
     /// Calls that were answered, with their answers.
     seen: Mutex<Vec<(Call, Bytes)>>,
 }
@@ -83,6 +87,11 @@ impl Net {
     /// Nobody reaches a node, nor does it reach anybody.
     pub(crate) fn cut(&self, node: u128) {
         self.cut.lock().insert(node);
+    }
+
+    /// Has what was late arrive, and be late no more.
+    pub(crate) fn deliver(&self) {
+        self.delivered.cancel();
     }
 
     /// What `of` makes of the calls of a method that were answered, and of their answers.
@@ -112,8 +121,10 @@ impl Net {
         }
         let served = serve(service, call.method, call.body.clone());
         let served = timeout(limit, served).await.unwrap_or_else(|_| Err(CallError::Lost("late".into())));
-        if fate == Fate::Lost {
-            return Err(CallError::Lost("as the test wants".into()));
+        match fate {
+            Fate::Lost => return Err(CallError::Lost("as the test wants".into())),
+            Fate::Late => self.delivered.cancelled().await,
+            Fate::Served | Fate::Refused => {}
         }
         let answer = served?;
         self.seen.lock().push((call, answer.clone()));
@@ -148,6 +159,10 @@ impl Transport for Loopback {
         let call = Call { from: self.from, to, method, body: body.concat().into() };
         Box::pin(self.net.call(call, limit))
     }
+}
+
+fn command(n: usize, action: Action) -> Bytes {
+    Command { id: id(n), now_ms: 1_000, action }.encode()
 }
 
 #[derive(Default)]
@@ -216,8 +231,13 @@ impl TestNode {
     }
 
     pub(crate) async fn write(&self, n: usize, action: Action) {
-        let command = Command { id: id(n), now_ms: 1_000, action };
-        self.propose(command.encode()).await;
+        self.propose(command(n, action)).await;
+    }
+
+    /// As [`TestNode::write`], without waiting for the outcome.
+    pub(crate) async fn begin_write(&self, n: usize, action: Action) {
+        let proposal = Proposal { command: command(n, action), at: None };
+        self.group.raft.client_write_ff(proposal, None).await.unwrap();
     }
 
     async fn propose(&self, command: Bytes) {

@@ -12,6 +12,7 @@ use super::codec::{self, Outcome, ReadIndex};
 use super::convert;
 use super::wire::{self, ListCall, Question, ReadAnswer, ReadCall, WaitCall};
 use crate::conversation::{ConversationId, Entry, FrameLocation};
+use crate::hold::hold;
 use crate::shards::attached::Attached;
 use crate::shards::cold::Cold;
 use crate::shards::fresh::Missed;
@@ -91,7 +92,7 @@ impl Shards {
                 let call: ReadCall = wire::decode(&body).map_err(|e| e.to_string())?;
                 let mut place = None;
                 let answer = self.serve_read(attached, call, &mut place).await;
-                Ok(Held::answer(wire::encode(&answer.unwrap_or_else(ReadAnswer::from)), place))
+                Ok(placed(wire::encode(&answer.unwrap_or_else(ReadAnswer::from)), place))
             }
             Method::WaitBeyond => {
                 let call: WaitCall = wire::decode(&body).map_err(|e| e.to_string())?;
@@ -100,9 +101,9 @@ impl Shards {
             }
             Method::List => {
                 let call: ListCall = wire::decode(&body).map_err(|e| e.to_string())?;
-                let place = self.0.bounds.reads.clone().acquire_owned().await.map_err(|e| e.to_string())?;
+                let place = self.place_to_read().await.map_err(|e| e.to_string())?;
                 let listed = attached.serve_list(call, &Deadline::after(self.0.request_timeout)).await;
-                Ok(Held::answer(wire::encode(&listed), Some(place)))
+                Ok(placed(wire::encode(&listed), Some(place)))
             }
         }
     }
@@ -150,9 +151,15 @@ impl Shards {
             Err(ReadError::Unavailable(why)) => return Ok(ReadAnswer::Behind(why)),
             reached => reached?,
         }
-        let closed = |_| ReadError::Unavailable(STARTING.into());
-        *place = Some(self.0.bounds.reads.clone().acquire_owned().await.map_err(closed)?);
+        *place = Some(self.place_to_read().await?);
         answer(store, &self.0.cold, &id, call.question).await
+    }
+
+    /// A place among the reads of other nodes. Whoever asked waits no longer than for this.
+    async fn place_to_read(&self) -> Result<OwnedSemaphorePermit, ReadError> {
+        let place = timeout(self.0.request_timeout, self.0.bounds.reads.clone().acquire_owned()).await;
+        let late = |_| ReadError::Unavailable("the node asked has too many reads of other nodes".into());
+        place.map_err(late)?.map_err(|_| ReadError::Unavailable(STARTING.into()))
     }
 }
 
@@ -185,27 +192,10 @@ impl Attached {
     }
 }
 
-/// The bytes of an answer that has its place among the reads until the last of them is sent: however slow the links are, only so
-/// many are in memory.
-struct Held {
-    bytes: Bytes,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl Held {
-    fn answer(bytes: Bytes, place: Option<OwnedSemaphorePermit>) -> Bytes {
-        if bytes.len() <= SMALL_ANSWER_BYTES {
-            bytes
-        } else {
-            Bytes::from_owner(Held { bytes, _place: place })
-        }
-    }
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
+/// An answer that keeps its place among the reads until the last of it is sent: however slow the links are, only so many
+/// are in memory.
+fn placed(answer: Bytes, place: Option<OwnedSemaphorePermit>) -> Bytes {
+    if answer.len() <= SMALL_ANSWER_BYTES { answer } else { hold(answer, place) }
 }
 
 /// A command that replicas could not apply must not get into a log: applying it would stop them all.
