@@ -258,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn tracking_that_ended_in_between_is_another() {
+        let fixture = Fixture::new(0);
+        let number = || fixture.store.tracking_unarchived();
+        assert_eq!(number(), None);
+        fixture.store.track_unarchived(true);
+        let first = number().unwrap();
+        fixture.store.track_unarchived(true);
+        assert_eq!(number(), Some(first));
+        fixture.store.track_unarchived(false);
+        assert_eq!(number(), None);
+        fixture.store.track_unarchived(true);
+        assert_ne!(number(), Some(first));
+    }
+
+    #[test]
     fn what_is_marked_is_found_in_the_index_and_in_memory() {
         let mut fixture = Fixture::new(0);
         for name in ["a", "b", "c"] {
