@@ -19,6 +19,10 @@ use crate::shards::{HistoryLimits, HistoryPage, Shards, StoredKind};
 /// Bytes of bodies in a batch, about. A batch takes about four times that in memory while it is written.
 pub(super) const BATCH_BYTES: u64 = 4 << 20;
 
+/// Of how many conversations it is looked at since when the archive lacks something of them, and at how much of each.
+const WAITING_LONGEST: usize = 16;
+const FIRST_VERSIONS: HistoryLimits = HistoryLimits { versions: 16, bytes: 64 << 10 };
+
 /// What a batch is done with.
 #[derive(Clone)]
 pub(super) struct Context {
@@ -65,13 +69,14 @@ impl Share {
         rows.add_standing(&self.id, &self.page.description, self.held, self.upto);
         Ok(())
     }
+}
 
-    fn oldest_ms(&self) -> Option<u64> {
-        self.page.versions.iter().find_map(|version| match &version.kind {
-            StoredKind::Event { message, .. } => Some(message.inserted_at_ms),
-            _ => None,
-        })
-    }
+/// When the first message of these versions was appended.
+fn oldest_ms(page: &HistoryPage) -> Option<u64> {
+    page.versions.iter().find_map(|version| match &version.kind {
+        StoredKind::Event { message, .. } => Some(message.inserted_at_ms),
+        _ => None,
+    })
 }
 
 /// Does one batch, and gives appends of clients room after it.
@@ -87,17 +92,17 @@ pub(super) async fn paced(context: Context, ids: Vec<ConversationId>) -> Report 
 /// Does one batch of these conversations.
 async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
     let mut report = Report { outcomes: Vec::with_capacity(ids.len()), failure: None };
-    let held = context.postgres.archived(context.cluster, &ids.iter().collect::<Vec<_>>()).await;
-    let mut shares = read(&context, ids, held.as_ref().ok(), &mut report).await;
-    let written = match held {
-        Ok(_) => write_all(&context, &mut shares, &mut report).await,
-        Err(error) => Err(error),
+    let held = match context.postgres.archived(context.cluster, &ids.iter().collect::<Vec<_>>()).await {
+        Ok(held) => held,
+        Err(error) => return unanswered(&context, ids, error).await,
     };
-    let written = match written {
+    let mut shares = read(&context, ids, &held, &mut report).await;
+    let written = match write_all(&context, &mut shares, &mut report).await {
         Ok(written) => written,
         Err(error) => {
             report.failure = Some(error.into());
-            let failed = |share: Share| (share.id.clone(), Outcome::Failed { oldest_ms: share.oldest_ms() });
+            let failed =
+                |share: Share| (share.id.clone(), Outcome::Failed { oldest_ms: oldest_ms(&share.page) });
             report.outcomes.extend(shares.into_iter().map(failed));
             return report;
         }
@@ -108,17 +113,26 @@ async fn run(context: Context, ids: Vec<ConversationId>) -> Report {
     report
 }
 
-/// Reads what the archive lacks, as far as a batch goes: by what it says it holds, or else by the marks alone.
+/// The archive did not say what it holds. Since when it lags is known all the same, by the marks of those that wait longest.
+async fn unanswered(context: &Context, ids: Vec<ConversationId>, error: WriteError) -> Report {
+    let mut outcomes = Vec::with_capacity(ids.len());
+    for (n, id) in ids.into_iter().enumerate() {
+        let page = match n < WAITING_LONGEST {
+            true => context.shards.unarchived(&id, Some(u64::MAX), FIRST_VERSIONS).await.ok().flatten(),
+            false => None,
+        };
+        outcomes.push((id, Outcome::Failed { oldest_ms: page.as_ref().and_then(oldest_ms) }));
+    }
+    Report { outcomes, failure: Some(error.into()) }
+}
+
+/// Reads what the archive lacks, as far as a batch goes.
 async fn read(
     context: &Context,
     ids: Vec<ConversationId>,
-    held: Option<&HashMap<String, u64>>,
+    held: &HashMap<String, u64>,
     report: &mut Report,
 ) -> Vec<Share> {
-    let held_of = |id: &ConversationId| match held {
-        Some(held) => held.get(id.as_str()).copied(),
-        None => Some(u64::MAX),
-    };
     let mut left = HistoryLimits { versions: context.batch_rows, bytes: BATCH_BYTES };
     let mut shares = Vec::with_capacity(ids.len());
     for id in ids {
@@ -126,7 +140,7 @@ async fn read(
             report.outcomes.push((id, Outcome::Untouched));
             continue;
         }
-        let held = held_of(&id);
+        let held = held.get(id.as_str()).copied();
         let page = match context.shards.unarchived(&id, held, left).await {
             Ok(Some(page)) => page,
             Ok(None) => {
@@ -245,7 +259,7 @@ async fn write_each(
                 } else {
                     report
                         .outcomes
-                        .push((share.id.clone(), Outcome::Failed { oldest_ms: share.oldest_ms() }));
+                        .push((share.id.clone(), Outcome::Failed { oldest_ms: oldest_ms(&share.page) }));
                     failed = Some(Failure::from(error));
                 }
             }
@@ -291,7 +305,7 @@ async fn mark(context: &Context, shares: Vec<Share>, report: &mut Report) {
         for share in shares {
             let outcome = match marked {
                 Ok(()) => Outcome::Sent { behind: share.page.description.version - share.upto },
-                Err(_) => Outcome::Failed { oldest_ms: share.oldest_ms() },
+                Err(_) => Outcome::Failed { oldest_ms: oldest_ms(&share.page) },
             };
             report.outcomes.push((share.id.clone(), outcome));
         }
