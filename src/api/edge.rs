@@ -346,10 +346,12 @@ impl Inner {
         if is_waiting(request.method(), uri) {
             return Ok(admission);
         }
-        let places = match is_operators {
-            true if is_public => &self.without_key,
-            true => &self.operators,
-            false => &self.in_flight,
+        let places = if is_public {
+            &self.without_key
+        } else if is_operators {
+            &self.operators
+        } else {
+            &self.in_flight
         };
         match places.clone().try_acquire_owned() {
             Ok(permit) => {

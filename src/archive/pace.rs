@@ -1,4 +1,4 @@
-//! How long a writer of batches rests after one, so that appends of clients come first. Pure.
+//! How long those rest who work for the archive, so that appends of clients come first. Pure.
 
 use std::time::Duration;
 
@@ -9,6 +9,10 @@ const REST_SHARE: f64 = 12.0;
 const REST_MAX: Duration = Duration::from_secs(2);
 /// With so many versions that the archive lacks, nobody rests.
 pub(super) const LAG_MAX: u64 = 500_000;
+/// Rest after looking at some records, in times of what that took: looking costs a tenth of a core at most.
+pub(super) const LOOK_REST: u32 = 9;
+/// Looks at the records are so many flush intervals apart while they find nothing to do.
+pub(super) const IDLE_INTERVALS: u32 = 12;
 
 /// The rest after a batch that took so long, while which so many events were appended by clients of this node.
 pub(super) fn rest(took: Duration, appended: u64, lacking: u64) -> Duration {

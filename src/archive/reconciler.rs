@@ -16,15 +16,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::pace::{IDLE_INTERVALS, LOOK_REST};
 use super::postgres::{Postgres, WriteError};
 use super::service::ClusterView;
-use crate::conversation::ConversationId;
+use crate::conversation::{ConversationId, unarchived};
 use crate::shards::{Lagging, ReadError, Shards};
-
-/// Rest after looking at some records, in times of what that took: looking costs a tenth of a core at most.
-const LOOK_REST: u32 = 9;
-/// Postgres is asked whether it is another so many flush intervals apart.
-const IDLE_INTERVALS: u32 = 12;
 
 pub(super) struct Reconciler {
     pub(super) shards: Shards,
@@ -89,9 +85,9 @@ impl Reconciler {
             let ids: Vec<&ConversationId> = marked.iter().map(|(id, _)| id).collect();
             let held = self.postgres.archived(cluster, &ids).await?;
             let lacks = |(id, upto): (ConversationId, u64)| {
-                let versions = |upto: Option<u64>| upto.map_or(0, |upto| upto + 1);
-                let behind = versions(Some(upto)).saturating_sub(versions(held.get(id.as_str()).copied()));
-                (behind > 0).then_some(Lagging { id, behind })
+                let held = held.get(id.as_str()).copied();
+                // It may hold more than it is marked to.
+                (held < Some(upto)).then(|| Lagging { id, behind: unarchived(upto, held) })
             };
             let lost: Vec<Lagging> = marked.into_iter().filter_map(lacks).collect();
             sleep(begun.elapsed() * LOOK_REST).await;

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::batch::Context;
 use super::gaps::{self, GapError, Held};
+use super::pace::{IDLE_INTERVALS, LOOK_REST};
 use super::postgres::{FailureKind, Postgres};
 use super::service::ClusterView;
 use crate::conversation::{ConversationId, EVENT_RUN, MAX_TRIMS, Trims};
@@ -24,10 +25,6 @@ use crate::shards::{Shards, Trimmable};
 const ENTRY_EVENTS: u64 = 16_384;
 /// Rest after an entry: a node trims at most about 80,000 events a second.
 const ENTRY_REST: Duration = Duration::from_millis(200);
-/// Rest after looking at some records, in times of what that took: looking costs a tenth of a core at most.
-const LOOK_REST: u32 = 9;
-/// Looks at the records are so many flush intervals apart when there was nothing to trim.
-const IDLE_INTERVALS: u32 = 12;
 /// Conversations that one pass tells of; others are counted.
 const TOLD_MAX: u64 = 100;
 

@@ -102,7 +102,7 @@ impl Shards {
         group: u16,
         after: Option<ConversationId>,
     ) -> Result<(Vec<(ConversationId, u64)>, Option<ConversationId>), ReadError> {
-        let Some(replica) = self.led_on(group)? else { return Ok((Vec::new(), None)) };
+        let Some(replica) = self.led_or_untracked(group)? else { return Ok((Vec::new(), None)) };
         let look = move || replica.store().look_for_archived(after.as_ref(), SCAN_STEP);
         let looked = tokio::task::spawn_blocking(look).await;
         Ok(looked.map_err(|error| ReadError::Internal(format!("look task: {error}")))??)
@@ -117,7 +117,7 @@ impl Shards {
         limits: HistoryLimits,
     ) -> Result<Option<HistoryPage>, ReadError> {
         let first = First::Unarchived { held };
-        match self.led_on(group_of(id))? {
+        match self.led_or_untracked(group_of(id))? {
             Some(replica) => history::read(replica.store(), &self.0.cold, id, first, limits).await,
             None => Ok(None),
         }
@@ -166,8 +166,9 @@ impl Shards {
         Ok(events.into_iter().map(|event| (event.seq, event.location)).collect())
     }
 
-    /// As [`Shards::led`]. Whoever leads next looks at all records, which has to include this node if it leads again at once.
-    fn led_on(&self, group: u16) -> Result<Option<Arc<dyn Replica>>, ReadError> {
+    /// As [`Shards::led`]. A group that is not led here is tracked no more: whoever leads it next looks at all of its records,
+    /// which has to include this node if it leads again at once.
+    fn led_or_untracked(&self, group: u16) -> Result<Option<Arc<dyn Replica>>, ReadError> {
         let led = self.led(group)?;
         if led.is_none()
             && let Some(replica) = self.attached()?.local.replica(group)
