@@ -20,7 +20,7 @@
 //! conversation
 //! logging
 //! config, metrics, trace
-//! files, hold, testing, tls
+//! files, hold, testing, tls, workers
 //! ```
 
 pub mod advise;
@@ -45,3 +45,4 @@ mod testing;
 mod tls;
 pub mod tokens;
 mod trace;
+mod workers;

@@ -31,6 +31,7 @@ use crate::shards::placement::GROUPS;
 use crate::shards::{Placement, Shards};
 use crate::store::{CacheSizes, Failure};
 use crate::tokens::Estimator;
+use crate::workers;
 
 /// How long responses to the requests that a failure broke may take to leave before the process ends.
 const FAILURE_GRACE: Duration = Duration::from_millis(500);
@@ -80,11 +81,7 @@ pub enum StartError {
 /// Runs a server until a signal or a failure ends it. The exit code is 0 after an orderly shutdown.
 pub fn run(config: Config) -> ExitCode {
     raise_file_limit();
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if config.worker_threads > 0 {
-        builder.worker_threads(config.worker_threads);
-    }
-    let runtime = match builder.enable_all().build() {
+    let runtime = match workers::runtime("worker", config.worker_threads, config.pin_workers) {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(event = "start_failed", %error);
@@ -192,7 +189,7 @@ impl Server {
         {
             return Err(StartError::JournalGone { dir: config.data_dir.display().to_string() });
         }
-        let links = PeerRuntime::start().map_err(StartError::Threads)?;
+        let links = PeerRuntime::start(config.pin_workers).map_err(StartError::Threads)?;
         let start = (file.incarnation(), file.marks());
         let settings = PeerSettings::of(&config, node_id, start, address.port())?;
         if settings.secrets.is_open() && !config.cluster_seeds.is_empty() {
@@ -352,10 +349,8 @@ impl PeerDoor for Door {
 struct PeerRuntime(Option<Runtime>);
 
 impl PeerRuntime {
-    fn start() -> io::Result<Self> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(PEER_THREADS).thread_name("peers").enable_all().build()?;
-        Ok(Self(Some(runtime)))
+    fn start(pin: bool) -> io::Result<Self> {
+        Ok(Self(Some(workers::runtime("peers", PEER_THREADS, pin)?)))
     }
 
     fn handle(&self) -> Handle {

@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["logging"],
     &["config", "metrics", "trace"],
     // `testing` is for unit tests.
-    &["files", "hold", "testing", "tls"],
+    &["files", "hold", "testing", "tls", "workers"],
 ];
 
 /// Modules that must not know of some below them.

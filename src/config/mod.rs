@@ -93,6 +93,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// 0 = one per core.
     pub worker_threads: usize,
+    pub pin_workers: bool,
     pub token_estimator: EstimatorSpec,
 
     /// Empty = no authentication.
@@ -172,6 +173,7 @@ impl Config {
             run_as: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 0)),
             worker_threads: 0,
+            pin_workers: false,
             token_estimator: EstimatorSpec::chars(4),
             api_keys: Vec::new(),
             metrics_public: true,

@@ -117,6 +117,15 @@ pub(super) static SETTINGS: &[Setting] = &[
     },
     Setting {
         section: NODE,
+        key: "pin_workers",
+        default: Some("true"),
+        example: "",
+        doc: "Keep each of these threads on a core of its own, if the process may use exactly as many cores as it has \
+              of them; those of the links between nodes likewise. false = the system places them.",
+        field: |c| Field::Flag(&mut c.pin_workers),
+    },
+    Setting {
+        section: NODE,
         key: "token_estimator",
         default: Some("tiktoken:gpt-4o"),
         example: "",
