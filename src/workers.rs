@@ -12,7 +12,10 @@ use tracing::{info, warn};
 /// A runtime of `threads` workers, called `name` and their number; 0 = one per core. With `pin` they are kept on their
 /// cores, if there are as many cores as workers.
 pub(crate) fn runtime(name: &'static str, threads: usize, pin: bool) -> io::Result<Runtime> {
-    let threads = NonZero::new(threads).map_or_else(thread::available_parallelism, Ok)?.get();
+    let threads = match threads {
+        0 => thread::available_parallelism().map_or(1, NonZero::get),
+        some => some,
+    };
     let mut builder = Builder::new_multi_thread();
     // Called in the order in which threads are made: the workers first, then those for blocking work.
     let made = AtomicUsize::new(0);
@@ -37,7 +40,7 @@ impl Cores {
     /// `None` where workers cannot have a core each: a share of a machine's cores is often given as time on any of them, and
     /// all that are given such a share would choose the same ones. A lone worker has nothing to be kept from.
     fn for_workers(workers: usize) -> Option<Self> {
-        // A machine of more cores than a set holds is refused.
+        // Refused on a machine of more cores than a set holds.
         let allowed = sched_getaffinity(None).ok()?;
         let numbers = numbers(&allowed);
         if workers < 2 || numbers.len() != workers {
