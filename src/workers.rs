@@ -17,60 +17,53 @@ pub(crate) fn runtime(name: &'static str, threads: usize, pin: bool) -> io::Resu
         some => some,
     };
     let mut builder = Builder::new_multi_thread();
-    // Called in the order in which threads are made: the workers first, then those for blocking work.
+    // Called in the order in which threads are made, the workers first; they may start in another.
     let made = AtomicUsize::new(0);
     builder.worker_threads(threads).enable_all().thread_name_fn(move || match made.fetch_add(1, Relaxed) {
         number if number < threads => format!("{name}-{number}"),
         _ => format!("{name}-blocking"),
     });
-    if pin && let Some(cores) = Cores::for_workers(threads) {
+    if pin && let Some(cores) = cores_for(threads) {
         info!(event = "workers_pinned", name, workers = threads);
-        builder.on_thread_start(move || cores.place(thread::current().name()));
+        builder.on_thread_start(move || place(&cores));
     }
     builder.build()
 }
 
-/// The cores that the process may use, as many as a runtime has workers.
-struct Cores {
-    allowed: CpuSet,
-    numbers: Vec<usize>,
-}
-
-impl Cores {
-    /// `None` where workers cannot have a core each: a share of a machine's cores is often given as time on any of them, and
-    /// all that are given such a share would choose the same ones. A lone worker has nothing to be kept from.
-    fn for_workers(workers: usize) -> Option<Self> {
-        // Refused on a machine of more cores than a set holds.
-        let allowed = sched_getaffinity(None).ok()?;
-        let numbers = numbers(&allowed);
-        if workers < 2 || numbers.len() != workers {
-            return None;
-        }
-        match sched_setaffinity(None, &allowed) {
-            Ok(()) => Some(Self { allowed, numbers }),
-            Err(error) => {
-                warn!(event = "workers_not_pinned", %error);
-                None
-            }
-        }
+/// The cores that the process may use, if they are as many as these workers. Else a share of a machine's cores may be given as
+/// time on any of them, and all that are given such a share would choose the same ones. A lone worker has nothing to be
+/// kept from.
+fn cores_for(workers: usize) -> Option<CpuSet> {
+    // Refused on a machine of more cores than a set holds.
+    let cores = sched_getaffinity(None).ok()?;
+    if workers < 2 || cores.count() as usize != workers {
+        return None;
     }
-
-    /// Puts the calling thread where one of its name belongs. It begins where the thread that made it is kept.
-    fn place(&self, name: Option<&str>) {
-        let number =
-            name.and_then(|name| name.rsplit('-').next()).and_then(|number| number.parse::<usize>().ok());
-        let core = number.map(|number| {
-            let mut core = CpuSet::new();
-            core.set(self.numbers[number]);
-            core
-        });
-        // A core that is gone since leaves the thread where the system puts it.
-        let _ = sched_setaffinity(None, core.as_ref().unwrap_or(&self.allowed));
+    match sched_setaffinity(None, &cores) {
+        Ok(()) => Some(cores),
+        Err(error) => {
+            warn!(event = "workers_not_pinned", %error);
+            None
+        }
     }
 }
 
-fn numbers(cores: &CpuSet) -> Vec<usize> {
-    (0..CpuSet::MAX_CPU).filter(|&number| cores.is_set(number)).collect()
+/// Puts the calling thread on the core of its number, or on all if its name has none: it begins where the thread that made it
+/// is kept.
+fn place(cores: &CpuSet) {
+    let thread = thread::current();
+    let number = thread.name().and_then(|name| name.rsplit('-').next()?.parse().ok());
+    let own = number.and_then(|number| numbers(cores).nth(number)).map(|core| {
+        let mut own = CpuSet::new();
+        own.set(core);
+        own
+    });
+    // A core that is gone since leaves the thread where the system puts it.
+    let _ = sched_setaffinity(None, own.as_ref().unwrap_or(cores));
+}
+
+fn numbers(cores: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::MAX_CPU).filter(|&number| cores.is_set(number))
 }
 
 #[cfg(test)]
@@ -80,7 +73,7 @@ mod tests {
     use super::*;
 
     fn cores() -> Vec<usize> {
-        numbers(&sched_getaffinity(None).unwrap())
+        numbers(&sched_getaffinity(None).unwrap()).collect()
     }
 
     /// The cores of each worker, asked for in all of them at once; and those of a thread for blocking work made by each.

@@ -120,8 +120,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         key: "pin_workers",
         default: Some("true"),
         example: "",
-        doc: "Keep each of these threads on a core of its own, if the process may use exactly as many cores as it has \
-              of them; those of the links between nodes likewise. false = the system places them.",
+        doc: "Keep each thread that serves requests on a core of its own, if the process may use exactly as many \
+              cores as it has of them; those of the links between nodes likewise. false = the system places them.",
         field: |c| Field::Flag(&mut c.pin_workers),
     },
     Setting {
